@@ -1,0 +1,81 @@
+# The two commands are `make book` and `make test`; `make help` lists the others.
+# Everything happens in .venv: the system's Python is only used to create it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+PORT ?= 8000
+SCALE ?= smoke
+ifeq ($(filter smoke laptop full,$(SCALE)),)
+$(error SCALE is smoke, laptop or full, not '$(SCALE)')
+endif
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-complete
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# A notebook run can stall for no visible reason: then it is stopped and started once more.
+WATCHED := $(PY) tools/watched.py --limit 900 --idle 180 --retries 1
+
+.PHONY: help setup data lint test book serve bench reproduce notebooks clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv and install everything (PYTHON=python3.12: with that one)
+
+# The stamp holds the folder it was made in, because a virtual environment does not survive a move.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+OLD_ENOUGH := import sys, pip; sys.exit(sys.version_info < (3, 10))
+$(STAMP): pyproject.toml
+	@if ! $(PY) -c '$(OLD_ENOUGH)' 2>/dev/null; then \
+	    command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON) here: install Python 3.10 or newer, or name one: make PYTHON=python3.12 setup" >&2; exit 1; }; \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12 setup" >&2; exit 1; }; \
+	    $(PYTHON) -m venv --clear $(VENV) || { echo "The virtual environment could not be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	fi
+	$(PY) -m pip install -e '.[book,test]'
+	@printf '%s' '$(CURDIR)' > $@
+
+data: $(STAMP)  ## find CIFAR-10, or download it; without it the textured shapes stand in
+	$(PY) -m ersm_lab data
+
+lint: $(STAMP)  ## check the style of code and notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
+	MPLBACKEND=Agg $(PY) -m pytest
+	@failed=; for notebook in $(NOTEBOOKS); do \
+	    ERSM_SCALE=smoke MPLBACKEND=module://matplotlib_inline.backend_inline \
+	    $(WATCHED) -- $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $$notebook \
+	    || failed="$$failed $$notebook"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed at smoke scale:$$failed" >&2; exit 1; }
+
+book: data  ## execute the notebooks and build the web book (ERSM_SCALE=laptop unless set)
+	$(PY) tools/execute_notebooks.py
+	$(PY) tools/build_book.py
+
+serve:  ## show the built book on localhost (PORT=8000)
+	@[ -f _build/html/index.html ] || { echo "There is no book yet: run 'make book' first." >&2; exit 1; }
+	@echo "The book is at http://127.0.0.1:$(PORT)/ (Ctrl-C ends this)"
+	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+bench: $(STAMP)  ## run the benchmarks
+	@set -- benchmarks/*.py; [ -f "$$1" ] || { echo "benchmarks/ holds no benchmark." >&2; exit 1; }; \
+	for script in "$$@"; do echo "== $$script"; $(PY) "$$script"; done
+
+reproduce: data  ## re-run the experiments (SCALE=smoke, laptop or full)
+	$(PY) -m ersm_lab run --scale $(SCALE)
+
+notebooks: data  ## execute the notebooks in place, to store their outputs
+	ERSM_SCALE=laptop $(PY) tools/execute_notebooks.py --in-place
+
+clean:  ## remove what was built (.venv, data and records stay)
+	rm -rf _build .pytest_cache .ruff_cache build *.egg-info
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 -r rm -rf

@@ -1,0 +1,150 @@
+"""The tools catch what they are there to catch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+from pathlib import Path
+
+import nbformat.v4 as v4
+import pytest
+from build_book import gather
+from check_book import check_book
+from execute_notebooks import clean, problems
+from watched import STOPPED, Watch, run_watched
+
+TEXT = "Some words, enough of them that nobody would call this page an empty one."
+PICTURE = b"a picture"
+FIGURE = hashlib.sha256(PICTURE).hexdigest() + ".png"
+
+
+def page(title: str, body: str) -> str:
+    return (
+        f"<html><head><title>1. {title} — the book</title></head><body><article>"
+        f'<section id="top"><h1>1. {title}<a class="headerlink" href="#top">#</a></h1>'
+        f"{body}</section></article></body></html>"
+    )
+
+
+def figure_cell(*, kind: str = "image/png"):
+    data = {kind: base64.b64encode(PICTURE).decode()}
+    return v4.new_code_cell(
+        "draw()", execution_count=1, outputs=[v4.new_output("display_data", data)]
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A sound book of two pages and one figure."""
+    for folder in ("html/book", "html/notebooks", "html/_images", "stage/notebooks"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "stage/_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: notebooks/one\n"
+    )
+    notebook = v4.new_notebook(cells=[figure_cell()])
+    (tmp_path / "stage/notebooks/one.ipynb").write_text(v4.writes(notebook))
+    (tmp_path / "html/index.html").write_text("<html></html>")
+    link = '<a href="../notebooks/one.html#top">on</a>'
+    (tmp_path / "html/book/intro.html").write_text(page("Intro", TEXT + link))
+    image = f'<img alt="A line that rises." src="../_images/{FIGURE}"/>'
+    (tmp_path / "html/notebooks/one.html").write_text(page("One", TEXT + image))
+    (tmp_path / "html/_images" / FIGURE).write_bytes(PICTURE)
+    return tmp_path
+
+
+def test_a_sound_book_passes(site):
+    report = check_book(site / "html", site / "stage")
+    assert (report.pages, report.figures, report.problems) == (2, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "complaint"),
+    [
+        ("book/intro.html", "one.html", "two.html", "two.html#top, which is missing"),
+        ("book/intro.html", "#top", "#bottom", "no such place"),
+        ("book/intro.html", TEXT, "", "the page is empty"),
+        ("book/intro.html", "<h1>", "<h2>", "no title"),
+        ("book/intro.html", "<title>1. Intro", "<title>", "tab"),
+        ("notebooks/one.html", "A line that rises.", "", "no text alternative"),
+        ("notebooks/one.html", "A line that rises.", f"../_images/{FIGURE}", "no text alternative"),
+        ("notebooks/one.html", f"../_images/{FIGURE}", "http://x/y.png", "is not shown"),
+    ],
+)
+def test_a_broken_page_is_reported(site, file, old, new, complaint):
+    path = site / "html" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert complaint in "\n".join(check_book(site / "html", site / "stage").problems)
+
+
+@pytest.mark.parametrize("file", ["index.html", "book/intro.html", f"_images/{FIGURE}"])
+def test_a_missing_file_is_reported(site, file):
+    (site / "html" / file).unlink()
+    assert "missing" in "\n".join(check_book(site / "html", site / "stage").problems)
+
+
+def test_a_missing_page_stops_the_build(tmp_path):
+    root = tmp_path / "root"
+    for folder in ("book", "notebooks"):
+        (root / folder).mkdir(parents=True)
+    (root / "_config.yml").touch()
+    (root / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: notebooks/one\n"
+    )
+    (root / "book/intro.md").write_text("# Intro")
+    with pytest.raises(SystemExit, match="notebooks/one"):
+        gather(root, tmp_path / "stage")
+
+
+def test_an_executed_notebook_is_sound():
+    assert problems(v4.new_notebook(cells=[figure_cell(), v4.new_code_cell("")])) == []
+
+
+def test_a_cell_that_did_not_run_is_reported():
+    (found,) = problems(v4.new_notebook(cells=[figure_cell(), v4.new_code_cell("1 + 1")]))
+    assert "did not run: '1 + 1'" in found
+
+
+def test_an_error_is_reported_unless_it_is_meant():
+    error = v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    cell = v4.new_code_cell("fail()", execution_count=1, outputs=[error])
+    notebook = v4.new_notebook(cells=[cell])
+    (found,) = problems(notebook)
+    assert "ValueError: no" in found
+    cell.metadata["tags"] = ["raises-exception"]
+    assert problems(notebook) == []
+
+
+def test_a_notebook_without_any_output_is_reported():
+    cell = v4.new_code_cell("x = 1", execution_count=1)
+    assert problems(v4.new_notebook(cells=[cell])) == ["no cell has an output"]
+
+
+def test_what_papermill_adds_is_removed():
+    cell = figure_cell()
+    cell.metadata.update(papermill={"duration": 1}, tags=[], mystnb={"image": {"alt": "A line."}})
+    banner = v4.new_markdown_cell("error", metadata={"tags": ["papermill-error-cell-tag"]})
+    notebook = v4.new_notebook(cells=[banner, cell], metadata={"papermill": {"input_path": "x"}})
+    clean(notebook)
+    assert notebook.cells == [cell]
+    assert cell.metadata == {"mystnb": {"image": {"alt": "A line."}}}
+    assert notebook.metadata == {}
+
+
+def test_a_watched_command_keeps_its_exit_status():
+    command = [sys.executable, "-c", "raise SystemExit(7)"]
+    assert run_watched(command, watch=Watch(limit=60, idle=60)) == 7
+
+
+def test_a_stalled_command_is_stopped_and_started_once_more(tmp_path):
+    log = tmp_path / "log"
+    command = ["/bin/sh", "-c", f"echo begun >> {log}; sleep 600"]
+    watch = Watch(limit=60, idle=0.3, retries=1, poll=0.05)
+    assert run_watched(command, watch=watch) == STOPPED
+    assert log.read_text().split() == ["begun", "begun"]
+
+
+def test_a_command_that_never_ends_is_stopped():
+    watch = Watch(limit=0.5, idle=60, retries=0, poll=0.05)
+    assert run_watched([sys.executable, "-c", "while True: pass"], watch=watch) == STOPPED

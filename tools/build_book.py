@@ -1,0 +1,75 @@
+"""Build the web book from the executed notebooks; a warning is an error.
+
+Run tools/execute_notebooks.py first. The pages are gathered in _build/stage, which mirrors the
+repository, and built into _build/html.
+
+    python tools/build_book.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+GENERATED = "book/status"  # written by `python -m ersm_lab status`, from the records
+
+
+def gather(root: Path, stage: Path) -> None:
+    """Fill the stage with all the book needs, apart from the executed notebooks that lie there.
+
+    Args:
+        root: the repository.
+        stage: the folder the book is built from; its notebooks/ stays as it is.
+
+    Raises:
+        SystemExit: a page of _toc.yml is missing in the stage.
+    """
+    stage.mkdir(parents=True, exist_ok=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(root / name, stage / name)
+    shutil.rmtree(stage / "book", ignore_errors=True)
+    shutil.copytree(root / "book", stage / "book")
+    shutil.copytree(  # pictures and the like that lie beside the notebooks
+        root / "notebooks",
+        stage / "notebooks",
+        ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints", "__pycache__"),
+        dirs_exist_ok=True,
+    )
+    pages = list(parse_toc_yaml(stage / "_toc.yml"))
+    if GENERATED in pages and not (stage / f"{GENERATED}.md").exists():
+        target = str(stage / f"{GENERATED}.md")
+        command = [sys.executable, "-m", "ersm_lab", "status", "--write", target]
+        subprocess.run(command, cwd=root, check=True)
+    missing = [
+        page
+        for page in pages
+        if not any((stage / f"{page}{suffix}").exists() for suffix in (".md", ".ipynb"))
+    ]
+    if missing:
+        sys.exit(
+            f"_toc.yml names pages that are not there: {', '.join(missing)}.\n"
+            "If one is a notebook, run tools/execute_notebooks.py; else write it or take it out."
+        )
+
+
+def main() -> int:
+    stage, html = BUILD / "stage", BUILD / "html"
+    gather(ROOT, stage)
+    shutil.rmtree(html, ignore_errors=True)  # no page of an earlier build may be left
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [str(stage), "--path-output", str(ROOT), "--all", "-W", "-n", "--keep-going"]
+    if subprocess.run(command, cwd=ROOT).returncode != 0:
+        print("The book was not built: see the warnings above.", file=sys.stderr)
+        return 1
+    print(f"\nThe book is at {(html / 'index.html').as_uri()}\n`make serve` shows it on localhost.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Execute the notebooks of the book, each in a fresh kernel, and check that every cell ran.
+
+The notebooks of _toc.yml (or those named) are executed with papermill and written, with their
+outputs, to the stage from which the book is built; with --in-place they replace the committed ones.
+The environment variable ERSM_SCALE (smoke, laptop or full; laptop if it is not set) says how much
+is computed. A run that stalls is stopped and started once more.
+
+    python tools/execute_notebooks.py [--in-place] [NOTEBOOK ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from sphinx_external_toc.parsing import parse_toc_yaml
+from watched import Watch, run_watched
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+
+
+def book_notebooks(root: Path) -> list[Path]:
+    """The notebooks that _toc.yml names, in its order."""
+    pages = parse_toc_yaml(root / "_toc.yml")
+    return [path for page in pages if (path := root / f"{page}.ipynb").exists()]
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Remove what papermill leaves behind: times, paths, empty tags and its error banners."""
+    notebook.metadata.pop("papermill", None)
+    notebook.cells = [
+        cell
+        for cell in notebook.cells
+        if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
+    ]
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if not cell.metadata.get("tags", ["kept"]):
+            del cell.metadata["tags"]
+
+
+def problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """What is wrong with an executed notebook: one line a problem, none if all is well.
+
+    A cell that shows an error on purpose carries the tag `raises-exception`.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    found = [
+        f"a cell did not run: {cell.source.splitlines()[0]!r}"
+        for cell in code
+        if cell.execution_count is None
+    ]
+    for cell in code:
+        if "raises-exception" in cell.metadata.get("tags", []):
+            continue
+        found += [
+            f"{output.ename}: {output.evalue} in the cell {cell.source.splitlines()[0]!r}"
+            for output in cell.outputs
+            if output.output_type == "error"
+        ]
+    if not any(cell.outputs for cell in code):
+        found.append("no cell has an output")
+    return found
+
+
+def shows_errors(notebook: nbformat.NotebookNode) -> bool:
+    """Whether a cell shows an error on purpose: papermill counts these as failures, too."""
+    return any(
+        "raises-exception" in cell.metadata.get("tags", []) and output.output_type == "error"
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
+
+
+def environment() -> dict[str, str]:
+    """The present environment, with what a notebook's kernel needs."""
+    env = dict(os.environ)
+    env.setdefault("ERSM_SCALE", "laptop")
+    env["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or no figure is stored
+    env["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the user's
+    return env
+
+
+def execute(source: Path, target: Path, *, watch: Watch, cell_timeout: int) -> list[str]:
+    """Execute one notebook in its own folder, and store it only if it is sound.
+
+    Args:
+        source: the notebook.
+        target: where the executed one goes; may be the same file.
+        watch: limits for the whole notebook.
+        cell_timeout: seconds for one cell.
+
+    Returns:
+        What went wrong, one line a problem.
+    """
+    scratch = BUILD / "executing" / source.name
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    scratch.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "papermill", str(source), str(scratch)]
+    command += ["--kernel", "python3", "--cwd", str(source.parent)]
+    command += ["--execution-timeout", str(cell_timeout), "--log-output", "--no-progress-bar"]
+    status = run_watched(command, watch=watch, env=environment())
+    if not scratch.exists():
+        return [f"papermill wrote nothing (exit status {status}); its messages are above"]
+
+    notebook = nbformat.read(scratch, as_version=4)
+    clean(notebook)
+    found = problems(notebook)
+    if status != 0 and not (status == 1 and shows_errors(notebook) and not found):
+        found.insert(0, f"the run ended with exit status {status}; its messages are above")
+    if not found:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, scratch)
+        shutil.move(scratch, target)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--in-place", action="store_true", help="replace the committed notebooks")
+    parser.add_argument("--stage", type=Path, default=BUILD / "stage")
+    parser.add_argument("--cell-timeout", type=int, default=1200, help="seconds for one cell")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds for one notebook")
+    parser.add_argument("--idle", type=int, default=180, help="seconds without work: a stall")
+    args = parser.parse_args()
+
+    sources = [path.resolve() for path in args.notebooks] or book_notebooks(ROOT)
+    if not sources:
+        print("_toc.yml names no notebook that exists", file=sys.stderr)
+        return 1
+    watch = Watch(limit=args.limit, idle=args.idle, retries=1)
+    if not args.in_place and not args.notebooks:  # nothing of an earlier build may be left
+        shutil.rmtree(args.stage / "notebooks", ignore_errors=True)
+
+    failed = 0
+    seconds: dict[str, float] = {}
+    for source in sources:
+        name = source.relative_to(ROOT)
+        print(f"== {name} at scale {environment()['ERSM_SCALE']}", flush=True)
+        begin = time.monotonic()
+        target = source if args.in_place else args.stage / name
+        found = execute(source, target, watch=watch, cell_timeout=args.cell_timeout)
+        seconds[name.as_posix()] = round(time.monotonic() - begin, 1)
+        for line in found:
+            print(f"{name}: {line}", file=sys.stderr)
+        failed += bool(found)
+        print(f"== {name}: {'FAILED' if found else 'done'} in {seconds[name.as_posix()]} s")
+
+    report = {"scale": environment()["ERSM_SCALE"], "seconds": seconds}
+    (BUILD / "notebook_seconds.json").write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
