@@ -1,0 +1,370 @@
+"""The records from the command line: `python -m ersm_lab VERB`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import records
+
+KEY_METRIC = "test_accuracy"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status (0 well, 1 not well, 130 interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (LookupError, ValueError, OSError) as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def list_(options: argparse.Namespace) -> int:
+    """Table of the records."""
+    asked = {"scale": options.scale, "dataset": options.dataset, "method": options.method}
+    found = records.read_all(**asked)
+    if not found:
+        print(f"no such records in {records.results_dir()}")
+        return 0
+    rows = [
+        (r["name"], _key_metric(r), _number(sum(r["seconds"].values())), _state(r), _commit(r))
+        for r in found
+    ]
+    print(_table(("record", KEY_METRIC, "seconds", "sources", "commit"), rows))
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the experiments that have no valid, current record."""
+    from . import experiments
+
+    chosen = _chosen(options)
+    done, left, failed = [], [], {}
+    for number, experiment in enumerate(chosen, start=1):
+        name = experiment.name
+        label = f"[{number}/{len(chosen)}] {name}"
+        try:
+            if not options.force and experiments.valid_record(experiment) is not None:
+                print(f"{label}: its record is valid and current, left as it is", flush=True)
+                left.append(name)
+                continue
+            print(f"{label}: {_why(name, options.force)}, runs", flush=True)
+            if options.dry_run:
+                continue
+            record = experiments.run(experiment, progress=True)
+        except Exception as error:  # the other experiments still get their turn
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {_message(error)}"
+        else:
+            print(f"{label}: {KEY_METRIC} {_key_metric(record)}", flush=True)
+            done.append(name)
+    if options.dry_run:
+        print(f"{len(chosen) - len(left) - len(failed)} would run, {len(left)} would be left")
+    else:
+        print(f"{len(done)} ran, {len(left)} left, {len(failed)} failed")
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}")
+    return 1 if failed else 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Metric-by-metric table of two records."""
+    a, b = records.read(options.a), records.read(options.b)
+    print(f"a: {a['name']}\nb: {b['name']}\n")
+    print(_differences(records.compare(a, b)))
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Re-runs records in a home of their own and judges them by their own tolerance."""
+    names = options.names or _one_smoke_record_per_method()
+    if not names:
+        raise records.RecordNotFound("no smoke records to verify: make some with run --scale smoke")
+    verdicts = {name: _verify(name) for name in names}
+    print(
+        "\n"
+        + "\n".join(
+            f"{name}: {verdict or 'agrees within its tolerance'}"
+            for name, verdict in verdicts.items()
+        )
+    )
+    return 1 if any(verdicts.values()) else 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Markdown page of all records."""
+    page = status_page(records.read_all())
+    if options.write is None:
+        print(page, end="")
+    else:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
+        options.write.write_text(page, encoding="utf-8")
+        print(f"wrote {options.write}")
+    return 0
+
+
+def data_(options: argparse.Namespace) -> int:
+    """Finds the data set or downloads it; without it, textured shapes stand in."""
+    from . import data
+
+    folder = data.locate(options.dataset)
+    if folder is not None:
+        print(f"{options.dataset}: found in {folder}")
+        return 0
+    try:
+        print(f"{options.dataset}: downloaded to {data.obtain(options.dataset)}")
+    except data.DataNotFound as error:
+        print(f"{options.dataset} is not to be had: {_message(error)}")
+        print("Textured shapes, which need no download, stand in for it.")
+    return 0
+
+
+def status_page(found: Sequence[dict[str, Any]]) -> str:
+    """The status page in MyST Markdown: every group over its seeds, then every record."""
+    parts = [
+        "# Status of the records",
+        "This page is generated from the records when the book is built. A record is *current* "
+        "when the code it ran hashes the same today, *stale* when that code has changed since.",
+    ]
+    if not found:
+        return "\n\n".join([*parts, "There are no records yet."]) + "\n"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in found:
+        groups.setdefault(records.group(record), []).append(record)
+    stale = sum(not records.is_current(record) for record in found)
+    parts.append(
+        f"Records: {len(found)}, in {len(groups)} groups; current: {len(found) - stale}, "
+        f"stale: {stale}."
+    )
+    header = ("scale", "data", "experiment", "seeds", "test accuracy", "training seconds")
+    rows = [(*_place(name), len(seeds), *_over_seeds(seeds)) for name, seeds in groups.items()]
+    parts += [
+        "## Over the seeds",
+        "Mean ± standard deviation over the seeds.",
+        _table(header, rows),
+    ]
+    header = ("record", "test accuracy", "seconds", "machine", "versions", "commit", "sources")
+    rows = [
+        (
+            f"`{r['name']}`",
+            _key_metric(r),
+            _number(sum(r["seconds"].values())),
+            _machine(r),
+            ", ".join(f"{name} {version}" for name, version in r["packages"].items() if version),
+            _commit(r),
+            _state(r),
+        )
+        for r in found
+    ]
+    parts += [
+        "## Every record",
+        "A commit with + had changes in its tree that were not committed; `data/` aside.",
+        _table(header, rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+# --------------------------------------------------------------------------------- the small print
+
+
+def _chosen(options: argparse.Namespace) -> list[Any]:
+    from . import experiments
+
+    if options.names:
+        if options.method or options.seed or options.scale or options.dataset:
+            raise ValueError("give names, or --scale, --dataset, --method and --seed, not both")
+        return [experiments.find(name) for name in options.names]
+    scale = options.scale or "smoke"
+    known = experiments.experiments(scale, dataset=options.dataset or "auto")
+    for key, asked in (("method", options.method), ("seed", options.seed)):
+        there = sorted({getattr(experiment, key) for experiment in known})
+        strange = [value for value in asked or () if value not in there]
+        if strange:
+            raise ValueError(f"no {key} {strange[0]!r} at scale {scale}; there are: {there}")
+    return [
+        experiment
+        for experiment in known
+        if (not options.method or experiment.method in options.method)
+        and (not options.seed or experiment.seed in options.seed)
+    ]
+
+
+def _why(name: str, force: bool) -> str:
+    if force:
+        return "forced"
+    try:
+        record = records.read(name)
+    except records.RecordNotFound:
+        return "no record"
+    except records.RecordError:
+        return "its record is not valid"
+    return "its settings have changed" if records.is_current(record) else "its sources have changed"
+
+
+def _one_smoke_record_per_method() -> list[str]:
+    chosen: dict[str, str] = {}
+    found = records.read_all(scale="smoke")
+    for record in sorted(found, key=lambda r: r["dataset"] != "shapes"):  # shapes need no download
+        chosen.setdefault(record["method"], record["name"])
+    return list(chosen.values())
+
+
+def _verify(name: str) -> str:
+    """Re-runs one record; returns what is wrong, or nothing."""
+    from . import experiments
+
+    try:
+        recorded = records.read(name)
+        if not recorded["tolerance"]:
+            return "states no tolerance, so there is nothing to verify"
+        print(f"{name}: running again", flush=True)
+        with tempfile.TemporaryDirectory(prefix="ersm-verify-") as folder:
+            again = experiments.run(experiments.find(name), root=Path(folder), progress=True)
+    except Exception as error:  # a record that cannot be run again is not verified
+        if not isinstance(error, LookupError | ValueError | OSError):
+            traceback.print_exc()
+        return f"could not be run again: {type(error).__name__}: {_message(error)}"
+    differences = records.compare(recorded, again)
+    print(_differences(differences))
+    for what in ("device", "packages"):
+        then, now = recorded[what], again[what]
+        changed = [f"{k} {then.get(k)} -> {now.get(k)}" for k in then if then.get(k) != now.get(k)]
+        if changed:
+            print(f"recorded on another {what}: {', '.join(changed)}")
+    off = [difference.name for difference in differences if difference.within is False]
+    return f"does not agree in {', '.join(off)}" if off else ""
+
+
+def _differences(differences: Iterable[records.Difference]) -> str:
+    rows = [
+        (
+            d.name if d.kind == "metric" else f"config: {d.name}",
+            _number(d.a),
+            _number(d.b),
+            _number(d.difference),
+            _number(d.tolerance),
+            {True: "yes", False: "NO", None: "not judged"}[d.within],
+        )
+        for d in differences
+    ]
+    return _table(("metric", "a", "b", "b - a", "tolerance", "within"), rows)
+
+
+def _over_seeds(seeds: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    if all(KEY_METRIC in r["metrics"] for r in seeds):
+        accuracy = records.summarise(seeds, KEY_METRIC)
+        text = _number(accuracy.mean)
+        if accuracy.sd is not None:
+            text += f" ± {accuracy.sd:.2g}"
+    else:
+        text = "–"
+    return text, _number(sum(r["seconds"]["train"] for r in seeds) / len(seeds))
+
+
+def _place(name: str) -> tuple[str, str, str]:
+    """laptop/cifar10/ersm → (laptop, cifar10, ersm)."""
+    scale, _, rest = name.partition("/")
+    dataset, _, experiment = rest.partition("/")
+    return scale, dataset, experiment
+
+
+def _key_metric(record: dict[str, Any]) -> str:
+    return _number(record["metrics"].get(KEY_METRIC))
+
+
+def _machine(record: dict[str, Any]) -> str:
+    device = record["device"]
+    host = f"{device['cores']} cores, {device['threads']} threads"
+    memory = "" if device["memory_gib"] is None else f", {device['memory_gib']:g} GiB"
+    precision = "" if device["precision"] is None else f", {device['precision']}"
+    return f"{device['name']} ({device['type']}), {host}{memory}{precision}"
+
+
+def _state(record: dict[str, Any]) -> str:
+    return "current" if records.is_current(record) else "stale"
+
+
+def _commit(record: dict[str, Any]) -> str:
+    if record["git_commit"] is None:
+        return "–"
+    return record["git_commit"][:8] + ("+" if record["git_dirty"] else "")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A pipe table, aligned: legible in a terminal, and Markdown."""
+    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _message(error: BaseException) -> str:
+    """The text of an error; str() puts that of a KeyError in quotes."""
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ersm_lab", description="Runs, lists, compares and verifies the records."
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(function: Any) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__
+        )
+        added.set_defaults(verb=function)
+        return added
+
+    listing = verb(list_)
+    listing.add_argument("--scale", choices=records.SCALES)
+    listing.add_argument("--dataset")
+    listing.add_argument("--method")
+
+    running = verb(run)
+    running.add_argument("names", nargs="*", metavar="NAME", help="laptop/cifar10/ersm/seed0")
+    running.add_argument("--scale", choices=records.SCALES, help="default: smoke")
+    running.add_argument("--dataset", choices=("cifar10", "shapes", "auto"), help="default: auto")
+    running.add_argument("--method", nargs="+", metavar="M", help="only these methods")
+    running.add_argument("--seed", nargs="+", type=int, metavar="N", help="only these seeds")
+    running.add_argument("--force", action="store_true", help="also where the record is current")
+    running.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+
+    comparing = verb(compare)
+    comparing.add_argument("a", metavar="NAME")
+    comparing.add_argument("b", metavar="NAME")
+
+    verifying = verb(verify)
+    verifying.add_argument(
+        "names", nargs="*", metavar="NAME", help="default: one smoke record of each method"
+    )
+
+    reporting = verb(status)
+    reporting.add_argument("--write", type=Path, metavar="FILE", help="default: print it")
+
+    fetching = verb(data_)
+    fetching.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

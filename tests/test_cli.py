@@ -1,0 +1,382 @@
+"""The verbs of `python -m ersm_lab`, on an experiments module that takes no time."""
+
+import types
+from dataclasses import dataclass
+
+import pytest
+
+import ersm_lab
+from ersm_lab import records
+from ersm_lab.__main__ import main
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    epochs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    method: str
+    dataset: str
+    scale: str
+    seed: int
+    config: Config = Config()
+
+    @property
+    def name(self):
+        return f"{self.scale}/{self.dataset}/{self.method}/seed{self.seed}"
+
+
+class Lab:
+    """What `ersm_lab.experiments` promises; `accuracy` and `broken` are the tests' levers."""
+
+    def __init__(self):
+        self.ran, self.accuracy, self.broken, self.tolerance = [], 0.5, {}, 0.01
+
+    def experiments(self, scale, *, dataset="auto"):
+        dataset = "shapes" if dataset == "auto" else dataset
+        return [
+            Experiment(method=method, dataset=dataset, scale=scale, seed=seed)
+            for method in ("dense", "ersm")
+            for seed in (0, 1)
+        ]
+
+    def find(self, name):
+        for scale in records.SCALES:
+            for dataset in ("shapes", "cifar10"):
+                for experiment in self.experiments(scale, dataset=dataset):
+                    if experiment.name == name:
+                        return experiment
+        raise KeyError(f"no experiment {name!r}; the nearest: smoke/shapes/ersm/seed0")
+
+    def valid_record(self, experiment, *, root=None):
+        try:
+            record = records.read(experiment.name, root=root)
+        except records.RecordNotFound:
+            return None
+        same = record["config"] == records.plain(experiment.config)
+        return record if same and records.is_current(record) else None
+
+    def run(self, experiment, *, root=None, progress=True):
+        self.ran.append(experiment.name)
+        if experiment.name in self.broken:
+            raise self.broken[experiment.name]
+        records.write(
+            records.provenance(["ersm_lab/records.py"])
+            | {
+                "name": experiment.name,
+                "method": experiment.method,
+                "dataset": experiment.dataset,
+                "scale": experiment.scale,
+                "seed": experiment.seed,
+                "config": experiment.config,
+                "metrics": {"test_accuracy": self.accuracy + 0.1 * experiment.seed},
+                "tolerance": {} if self.tolerance is None else {"test_accuracy": self.tolerance},
+                "curve": [],
+                "seconds": {"train": 1.5, "evaluate": 0.5},
+                "checkpoint": None,
+            },
+            root=root,
+        )
+        return records.read(experiment.name, root=root)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
+    fake = Lab()
+    monkeypatch.setattr(ersm_lab, "experiments", fake, raising=False)
+    return fake
+
+
+DENSE = ["smoke/shapes/dense/seed0", "smoke/shapes/dense/seed1"]
+ERSM = ["smoke/shapes/ersm/seed0", "smoke/shapes/ersm/seed1"]
+
+
+def spoil(name, **changes):
+    records.write(records.read(name) | changes)
+
+
+# -------------------------------------------------------------------------------------------- run
+
+
+def test_run_runs_what_has_no_record_and_leaves_the_rest(lab, capsys):
+    assert main(["run", ERSM[0]]) == 0
+    assert main(["run"]) == 0
+    assert lab.ran == [ERSM[0], *DENSE, ERSM[1]]
+    out = capsys.readouterr().out
+    assert f"[3/4] {ERSM[0]}: its record is valid and current, left as it is" in out
+    assert f"[4/4] {ERSM[1]}: no record, runs" in out
+    assert "3 ran, 1 left, 0 failed" in out
+
+
+def test_run_again_after_sources_or_settings_changed(lab, capsys):
+    main(["run"])
+    spoil(DENSE[0], source_hash="0" * 64)
+    spoil(DENSE[1], config={"epochs": 2})
+    lab.ran.clear()
+    capsys.readouterr()
+    assert main(["run"]) == 0
+    assert lab.ran == DENSE
+    out = capsys.readouterr().out
+    assert f"{DENSE[0]}: its sources have changed, runs" in out
+    assert f"{DENSE[1]}: its settings have changed, runs" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ran"),
+    [
+        (["--method", "ersm"], ERSM),
+        (["--seed", "1"], [DENSE[1], ERSM[1]]),
+        (["--method", "ersm", "dense", "--seed", "0"], [DENSE[0], ERSM[0]]),
+        (["--scale", "laptop", "--dataset", "cifar10", "--method", "ersm", "--seed", "0"],
+         ["laptop/cifar10/ersm/seed0"]),
+        ([ERSM[1], DENSE[0]], [ERSM[1], DENSE[0]]),
+    ],
+)  # fmt: skip
+def test_run_runs_what_is_asked(lab, arguments, ran):
+    assert main(["run", *arguments]) == 0
+    assert lab.ran == ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "esrm"], "no method 'esrm' at scale smoke; there are: ['dense', 'ersm']"),
+        (["--seed", "7"], "no seed 7 at scale smoke; there are: [0, 1]"),
+        (
+            ["smoke/shapes/esrm/seed0"],
+            "error: no experiment 'smoke/shapes/esrm/seed0'; the nearest",
+        ),
+        ([ERSM[0], "--scale", "laptop"], "not both"),
+    ],
+)
+def test_run_says_what_is_wrong_with_what_is_asked(lab, capsys, arguments, message):
+    assert main(["run", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert lab.ran == []
+
+
+def test_run_force_runs_again(lab):
+    main(["run", ERSM[0]])
+    assert main(["run", ERSM[0], "--force"]) == 0
+    assert lab.ran == [ERSM[0]] * 2
+
+
+def test_run_dry_runs_nothing(lab, capsys, tmp_path):
+    main(["run", ERSM[0]])
+    lab.ran.clear()
+    assert main(["run", "--dry-run"]) == 0
+    assert lab.ran == []
+    assert "3 would run, 1 would be left" in capsys.readouterr().out
+    assert len(records.read_all()) == 1
+
+
+def test_run_goes_on_after_a_failure_and_says_so_at_the_end(lab, capsys):
+    lab.broken = {DENSE[1]: RuntimeError("out of memory")}
+    assert main(["run"]) == 1
+    assert lab.ran == [*DENSE, *ERSM]
+    captured = capsys.readouterr()
+    assert captured.out.endswith(
+        f"3 ran, 0 left, 1 failed\nfailed: {DENSE[1]}: RuntimeError: out of memory\n"
+    )
+    assert "Traceback" in captured.err
+    assert len(records.read_all()) == 3
+
+
+def test_run_stops_when_interrupted(lab):
+    lab.broken = {DENSE[1]: KeyboardInterrupt()}
+    assert main(["run"]) == 130
+    assert lab.ran == DENSE
+
+
+# --------------------------------------------------------------------------------- list and compare
+
+
+def test_list(lab, capsys):
+    assert main(["list"]) == 0
+    assert "no such records" in capsys.readouterr().out
+    main(["run"])
+    spoil(ERSM[0], source_hash="0" * 64, git_commit="0123456789" * 4, git_dirty=True)
+    spoil(ERSM[1], metrics={"loss": 1.0}, tolerance={}, git_commit=None, git_dirty=None)
+    capsys.readouterr()
+    assert main(["list", "--scale", "smoke", "--dataset", "shapes", "--method", "ersm"]) == 0
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert header == ["record", "test_accuracy", "seconds", "sources", "commit"]
+    assert rows == [
+        [ERSM[0], "0.5", "2", "stale", "01234567+"],
+        [ERSM[1], "–", "2", "current", "–"],
+    ]
+
+
+def test_compare(lab, capsys):
+    main(["run"])
+    spoil(ERSM[1], config={"epochs": 5})
+    capsys.readouterr()
+    assert main(["compare", ERSM[0], ERSM[1]]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "| test_accuracy | 0.5 | 0.6 | 0.1 | 0.01 | NO |".split() in lines
+    assert "| config: epochs | 1 | 5 | – | – | NO |".split() in lines
+
+
+def test_compare_of_an_unknown_name(lab, capsys):
+    main(["run", ERSM[0]])
+    assert main(["compare", ERSM[0], "smoke/shapes/esrm/seed0"]) == 1
+    assert f"the nearest: {ERSM[0]}" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------- verify
+
+
+def test_verify_agrees_and_leaves_the_record_alone(lab, capsys, tmp_path):
+    main(["run", ERSM[0]])
+    path = tmp_path / "data" / "results" / f"{ERSM[0]}.json"
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    lab.accuracy += 0.005
+    assert main(["verify", ERSM[0]]) == 0
+    assert lab.ran == [ERSM[0]] * 2
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert f"{ERSM[0]}: agrees within its tolerance" in capsys.readouterr().out
+
+
+def test_verify_that_does_not_agree(lab, capsys):
+    main(["run", *ERSM])
+    spoil(ERSM[1], metrics={"test_accuracy": 0.7})
+    assert main(["verify", *ERSM]) == 1
+    out = capsys.readouterr().out
+    assert f"{ERSM[0]}: agrees within its tolerance" in out
+    assert f"{ERSM[1]}: does not agree in test_accuracy" in out
+
+
+def test_verify_of_other_settings_does_not_agree(lab, capsys):
+    main(["run", ERSM[0]])
+    spoil(ERSM[0], config={"epochs": 9})
+    assert main(["verify", ERSM[0]]) == 1
+    assert "does not agree in epochs" in capsys.readouterr().out
+
+
+def test_verify_says_when_the_machine_is_another(lab, capsys):
+    main(["run", ERSM[0]])
+    spoil(ERSM[0], device=records.read(ERSM[0])["device"] | {"name": "An abacus"})
+    assert main(["verify", ERSM[0]]) == 0
+    assert "recorded on another device: name An abacus -> " in capsys.readouterr().out
+
+
+def test_verify_without_a_tolerance_verifies_nothing(lab, capsys):
+    lab.tolerance = None
+    main(["run", ERSM[0]])
+    assert main(["verify", ERSM[0]]) == 1
+    assert "states no tolerance" in capsys.readouterr().out
+
+
+def test_verify_takes_one_smoke_record_of_each_method(lab):
+    main(["run", "--scale", "laptop"])
+    main(["run"])
+    main(["run", "--dataset", "cifar10", "--method", "ersm"])
+    lab.ran.clear()
+    assert main(["verify"]) == 0
+    assert lab.ran == [DENSE[0], ERSM[0]]
+
+
+def test_verify_with_nothing_to_verify_is_not_well(lab, capsys):
+    assert main(["verify"]) == 1
+    assert "no smoke records" in capsys.readouterr().err
+
+
+def test_verify_goes_on_after_a_run_that_fails(lab, capsys):
+    main(["run", *ERSM])
+    lab.broken = {ERSM[0]: RuntimeError("out of memory")}
+    assert main(["verify", "smoke/shapes/none/seed0", *ERSM]) == 1
+    out = capsys.readouterr().out
+    assert "none/seed0: could not be run again: RecordNotFound" in out
+    assert f"{ERSM[0]}: could not be run again: RuntimeError: out of memory" in out
+    assert f"{ERSM[1]}: agrees" in out
+
+
+# ----------------------------------------------------------------------------------------- status
+
+
+def test_status_page(lab, capsys, tmp_path):
+    main(["run"])
+    spoil(ERSM[0], source_hash="0" * 64, git_commit="0123456789" * 4, git_dirty=False)
+    device = records.read(ERSM[0])["device"] | {"name": "A|B", "memory_gib": None}
+    spoil(ERSM[1], device=device)
+    page = tmp_path / "book" / "status.md"
+    assert main(["status", "--write", str(page)]) == 0
+    assert f"wrote {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Status of the records\n")
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| smoke | shapes | ersm | 2 | 0.55 ± 0.071 | 1.5 |" in rows
+    assert "Records: 4, in 2 groups; current: 3, stale: 1." in rows
+    assert any(row.startswith(f"| `{ERSM[0]}` | 0.5 | 2 | ") for row in rows)
+    assert "| 01234567 | stale" in text
+    assert r"A\|B (cpu)" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + 2 + 2 + 4
+    main(["status"])
+    assert capsys.readouterr().out == text
+
+
+def test_status_page_without_records_and_without_the_metric(lab, capsys):
+    assert main(["status"]) == 0
+    assert "There are no records yet." in capsys.readouterr().out
+    main(["run", ERSM[0]])
+    spoil(ERSM[0], metrics={"loss": 1.0}, tolerance={})
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    assert "| – " in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- data
+
+
+class NotFound(FileNotFoundError):
+    pass
+
+
+def shelf(found, source):
+    def obtain(name):
+        if source is None:
+            raise NotFound(f"{name} could not be downloaded: set ERSM_DATA_DIR")
+        return source
+
+    return types.SimpleNamespace(locate=lambda name: found, obtain=obtain, DataNotFound=NotFound)
+
+
+@pytest.mark.parametrize(
+    ("found", "source", "said"),
+    [
+        ("here", None, ["cifar10: found in here"]),
+        (None, "there", ["cifar10: downloaded to there"]),
+        (None, None, ["could not be downloaded: set ERSM_DATA_DIR", "Textured shapes"]),
+    ],
+)
+def test_data_is_found_downloaded_or_replaced(monkeypatch, capsys, found, source, said):
+    monkeypatch.setattr(ersm_lab, "data", shelf(found, source), raising=False)
+    assert main(["data"]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in said)
+
+
+# -------------------------------------------------------------------------------------- all verbs
+
+
+def test_a_broken_record_is_named(lab, capsys, tmp_path):
+    main(["run", ERSM[0]])
+    path = tmp_path / "data" / "results" / f"{ERSM[0]}.json"
+    path.write_text("{")
+    assert main(["list"]) == 1
+    assert f"error: {path} is not JSON" in capsys.readouterr().err
+
+
+def test_no_verb_and_unknown_verb_show_the_usage(capsys):
+    for arguments in ([], ["fly"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "usage: python -m ersm_lab" in capsys.readouterr().err
