@@ -81,7 +81,8 @@ def _unit_tokens(tokens: Tensor) -> Tensor:
 
 
 def _logit(p: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(p, weight.to(p.dtype).view(1, -1, 1, 1)) + bias.to(p.dtype)  # (B, 1, H, W)
+    z = p.movedim(1, -1) @ weight.to(p.dtype)  # (B, H, W); a convolution would be TF32 on a GPU
+    return (z + bias.to(p.dtype)).unsqueeze(1)  # (B, 1, H, W)
 
 
 def _agreement(p: Tensor, neighbourhood: int) -> Tensor:
@@ -124,7 +125,7 @@ class EnergyMask(nn.Module):
             `torch.compile` or an export.
 
     Attributes:
-        state: the last forward's `EnergyState`, None before one.
+        state: the last forward's `EnergyState`; None before one, after a disabled one and in copies.
         enabled: set to False to pass x through untouched, as during a dense warm-up.
 
     Shape:
@@ -166,6 +167,9 @@ class EnergyMask(nn.Module):
         if gate not in ("logit", "energy"):
             raise ValueError(f'gate must be "logit" or "energy", got {gate!r}')
         _check_neighbourhood(neighbourhood)
+        if grid is not None and (not isinstance(grid, (tuple, list)) or len(grid) != 2):
+            raise ValueError(f"grid must be (H, W) of the token map or None, got {grid!r}")
+        grid = None if grid is None else tuple(grid)
         self.channels, self.patch_size, self.grid = channels, patch_size, grid
         self.lambda_unary, self.lambda_pair = float(lambda_unary), float(lambda_pair)
         self.neighbourhood, self.gate, self.temperature = neighbourhood, gate, float(temperature)
@@ -178,7 +182,7 @@ class EnergyMask(nn.Module):
         token_channels = dim or patch_channels
         bound = token_channels**-0.5  # that of nn.Linear
         self.weight = nn.Parameter(torch.empty(token_channels).uniform_(-bound, bound))  # (D,)
-        bias = torch.full(tuple(grid) if grid else (), float(bias_init))  # () or (H, W)
+        bias = torch.full(grid or (), float(bias_init))  # () or (H, W)
         if train_bias:
             self.bias = nn.Parameter(bias)
         else:
@@ -217,6 +221,7 @@ class EnergyMask(nn.Module):
             ValueError: a wrong rank, channel count or map size, or NaN logits.
         """
         if not self.enabled:
+            self.state = None
             return x
         self._check_input(x)
         state = self.compute(x)
@@ -260,11 +265,11 @@ class EnergyMask(nn.Module):
         """L_reg = mean of mask * energy over tokens and images of the last forward, a scalar >= 0.
 
         Raises:
-            RuntimeError: there was no forward yet.
+            RuntimeError: there was no forward yet, or the mask was not enabled in it.
         """
         if self.state is None:
             raise RuntimeError(
-                "EnergyMask has no energies yet: run a forward pass, then ask for the loss"
+                "EnergyMask has no energies: run a forward pass (enabled), then ask for the loss"
             )
         return (self.state.mask * self.state.energy).mean()
 
@@ -284,9 +289,9 @@ class EnergyMask(nn.Module):
                 f"a map of {height} x {width} does not divide into patches of {s} x {s}: pad it or "
                 "choose a patch_size that divides both sides"
             )
-        if self.grid and tuple(self.grid) != (height // s, width // s):
+        if self.grid and self.grid != (height // s, width // s):
             raise ValueError(
-                f"grid={tuple(self.grid)} holds one bias per token, but this map has "
+                f"grid={self.grid} holds one bias per token, but this map has "
                 f"{height // s} x {width // s} tokens: make the mask with "
                 f"grid=({height // s}, {width // s}), or with grid=None for one bias"
             )
@@ -342,34 +347,29 @@ def attach_energy_mask(
         ValueError: an unknown layer or preset, a layer that has a mask, channels that cannot be found.
     """
     layers = dict(model.named_modules())
-    if layer not in layers or layer == "":
-        near = difflib.get_close_matches(layer, layers, n=5, cutoff=0.3) or list(layers)[1:6]
+    names = list(layers)[1:]  # the first is the model itself
+    if layer not in names:
+        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or names[:5]
         raise ValueError(
             f"no layer {layer!r} in {type(model).__name__}; nearest names: {', '.join(near)}"
         )
-    if layer in _masks(model):
+    target = layers[layer]
+    hooked = any(isinstance(hook, _ApplyMask) for hook in target._forward_hooks.values())
+    if hooked or "energy_mask" in target._modules:
         raise ValueError(
             f"layer {layer!r} has an energy mask: call detach_energy_mask(model) first"
         )
     if preset not in (None, "published", "stable"):
         raise ValueError(f'preset must be None, "published" or "stable", got {preset!r}')
-    target = layers[layer]
     channels = channels or _output_channels(model, layer, target)
-    mask = (
-        getattr(EnergyMask, preset)(channels, **settings)
-        if preset
-        else EnergyMask(channels, **settings)
-    )
-    near_by = next(
-        (p for p in [*target.parameters(), *model.parameters()] if p.is_floating_point()), None
-    )
-    if near_by is not None:
-        mask.to(near_by.device, near_by.dtype)
+    mask = (getattr(EnergyMask, preset) if preset else EnergyMask)(channels, **settings)
+    for parameter in [*target.parameters(), *model.parameters()][:1]:
+        mask.to(parameter.device, parameter.dtype)
     mask.train(target.training)
     mask.attached_to = layer
     # A mask is a child of its layer where that cannot change what the layer runs, else of the model.
     iterated = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    if type(target) is nn.Sequential:
+    if isinstance(target, nn.Sequential) and type(target).forward is nn.Sequential.forward:
         target.add_module("energy_mask", mask)  # becomes the last step
         return model
     if not isinstance(target, iterated):
@@ -390,7 +390,7 @@ def detach_energy_mask(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: no mask was attached.
     """
-    if not _masks(model):
+    if not any(hasattr(module, "attached_to") for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has no attached energy mask to take off")
     for module in list(model.modules()):
         for key, hook in list(module._forward_hooks.items()):
@@ -419,12 +419,12 @@ def energy_loss(model: nn.Module) -> Tensor:
 
 def energy_states(model: nn.Module) -> dict[str, EnergyState]:
     """{layer name: EnergyState} of the last forward, for every mask of the model that has run."""
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, EnergyMask) and m.state}
-    return {getattr(mask, "attached_to", name): mask.state for name, mask in modules.items()}
-
-
-def _masks(model: nn.Module) -> dict[str, EnergyMask]:
-    return {m.attached_to: m for m in model.modules() if hasattr(m, "attached_to")}
+    states: dict[str, EnergyState] = {}
+    for name, mask in model.named_modules():
+        if isinstance(mask, EnergyMask) and mask.state:
+            layer = getattr(mask, "attached_to", name)
+            states[name if layer in states else layer] = mask.state  # two networks, one layer name
+    return states
 
 
 def _output_channels(model: nn.Module, layer: str, target: nn.Module) -> int:
@@ -446,10 +446,12 @@ def _output_channels(model: nn.Module, layer: str, target: nn.Module) -> int:
         handle.remove()
         for module, mode in modes.items():
             module.training = mode
+            if isinstance(module, EnergyMask):
+                module.state = None  # it has seen the blank image
     if not seen or not isinstance(seen[-1], Tensor) or seen[-1].dim() != 4:
         raise ValueError(
-            f"cannot tell the channels of layer {layer!r} (it must return one feature map (B, C, H, W)): "
-            "give channels=..., or name another layer"
+            f"cannot tell the channels of layer {layer!r}, which must return one feature map "
+            "(B, C, H, W): give channels=..., or name another layer"
         )
     return seen[-1].shape[1]
 

@@ -1,0 +1,157 @@
+"""The one list of experiments, and train-or-load for the notebooks.
+
+Each row is a method at a scale; its seeds differ in nothing else. All settings were chosen on
+validation images. `smoke` takes seconds, `laptop` minutes on a CPU, `full` wants a GPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from ersm_lab import backbones, data, records, runs
+from ersm_lab.runs import Experiment, MaskPlace, RunConfig, run
+from ersm_lab.training import TrainSettings
+
+__all__ = ["Experiment", "Loaded", "experiments", "find", "run", "train_or_load", "valid_record"]
+
+SEEDS = {"smoke": (0,), "laptop": (0, 1, 2), "full": (0, 1, 2)}
+
+BACKBONE = {"smoke": backbones.SMOKE, "laptop": backbones.LAPTOP, "full": backbones.FULL}
+TRAIN = {
+    "smoke": TrainSettings(epochs=6, batch_size=64),
+    "laptop": TrainSettings(epochs=10),
+    "full": TrainSettings(epochs=24, batch_size=1024, learning_rate=1.2),
+}
+IMAGES = {"smoke": 2_560, "laptop": None, "full": None}
+MASK = MaskPlace(layer="group1", preset="stable")
+TOLERANCE = {  # absolute, for the same seed on another machine: rounding grows into other weights
+    "smoke": {"test_accuracy": 0.15},
+    "laptop": {"test_accuracy": 0.01},
+    "full": {"test_accuracy": 0.01},
+}
+
+
+def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
+    """Every experiment of a scale on one data set.
+
+    Args:
+        scale: "smoke", "laptop" or "full".
+        dataset: a name of `data.DATASETS`; "auto" is CIFAR-10 where it can be had, else shapes.
+
+    Raises:
+        ValueError: an unknown scale or data set.
+    """
+    if scale not in SEEDS:
+        raise ValueError(f"scale must be one of {', '.join(SEEDS)}, got {scale!r}")
+    dataset = data.default_dataset() if dataset == "auto" else dataset
+    if dataset not in data.DATASETS:
+        raise ValueError(f"no data set {dataset!r}: choose one of {', '.join(data.DATASETS)}")
+    return [
+        Experiment(
+            method=method,
+            dataset=dataset,
+            scale=scale,
+            seed=seed,
+            config=RunConfig(
+                backbone=BACKBONE[scale],
+                mask=mask,
+                train=TRAIN[scale],
+                train_images=IMAGES[scale],
+                test_images=IMAGES[scale],
+            ),
+            tolerance=TOLERANCE[scale],
+        )
+        for method, mask in {"dense": None, "ersm": MASK}.items()
+        for seed in SEEDS[scale]
+    ]
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name, such as "laptop/cifar10/ersm/seed0".
+
+    Raises:
+        LookupError: no such experiment; the message gives the nearest names.
+    """
+    known = {e.name: e for s in SEEDS for d in data.DATASETS for e in experiments(s, dataset=d)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
+        raise LookupError(f"no experiment {name!r}; nearest names: {', '.join(near)}")
+    return known[name]
+
+
+def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | None:
+    """The experiment's record if it was made with these settings and today's sources, else None."""
+    record = _record(experiment, root)
+    return record if record and records.is_current(record) else None
+
+
+def _record(experiment: Experiment, root: Path | None = None) -> dict | None:
+    """The experiment's record if it was made with these settings, by whatever sources."""
+    try:
+        record = records.read(experiment.name, root=root)
+    except records.RecordNotFound:
+        return None
+    return record if record["config"] == records.plain(experiment.config) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A trained network, its record, and a sentence that says where it came from."""
+
+    model: nn.Module
+    record: dict
+    note: str
+
+
+def train_or_load(
+    method: str,
+    *,
+    seed: int = 0,
+    scale: str | None = None,
+    dataset: str = "auto",
+    progress: bool = True,
+) -> Loaded:
+    """Load a recorded network with its checkpoint if there is one, otherwise train it now.
+
+    What is trained here goes to `data/cache/runs`, so that the book's own records stay untouched
+    (`python -m ersm_lab run` is what renews them), and is loaded from there the next time.
+
+    Args:
+        method: of `experiments`, such as "dense" or "ersm".
+        seed: which of the seeds.
+        scale: None takes the environment variable ERSM_SCALE, or "laptop".
+        dataset: as in `experiments`.
+        progress: show a bar while training.
+    """
+    scale = scale or os.environ.get("ERSM_SCALE", "laptop")
+    rows = experiments(scale, dataset=dataset)
+    chosen = [e for e in rows if (e.method, e.seed) == (method, seed)]
+    if not chosen:
+        raise LookupError(f"no {method!r} with seed {seed} at {scale} scale")
+    experiment = chosen[0]
+    cache = records.home() / "data" / "cache" / "runs"
+    for root in (records.home(), cache):
+        record = _record(experiment, root)
+        stale = record and not records.is_current(record)
+        if record is None or (stale and root == cache):
+            continue
+        if record["checkpoint"] and (root / record["checkpoint"]["file"]).is_file():
+            model = runs.restore(experiment, record, root=root)
+            return Loaded(model=model, record=record, note=_note("loaded", record, stale))
+    record = run(experiment, root=cache, progress=progress)
+    model = runs.restore(experiment, record, root=cache)
+    return Loaded(model=model, record=record, note=_note("trained now", record, False))
+
+
+def _note(how: str, record: dict, stale: bool) -> str:
+    device = record["device"]
+    text = (
+        f"{record['name']}: {how}; {record['seconds']['train']:.0f} s of training on "
+        f"{device['name']} ({device['precision']})"
+    )
+    return text + "; the sources have changed since, `make reproduce` renews it" if stale else text

@@ -1,0 +1,138 @@
+"""The pictures of the book: one look, units on every axis, nothing told by colour alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+MARKERS = "os^Dvp"
+
+
+def use_style() -> None:
+    """Matplotlib in the book's look; call once at the top of a notebook."""
+    plt.style.use(Path(__file__).with_name("ersm.mplstyle"))
+
+
+def shade(image: Tensor, mask: Tensor, *, strength: float = 0.78) -> np.ndarray:
+    """An image with its dropped tokens faded towards grey and striped.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: (h, w) between 0 and 1, where H and W are multiples of h and w.
+        strength: how much of a dropped token is covered, 0 to 1.
+
+    Returns:
+        float (S, S, 3) between 0 and 1, enlarged eight times so that the stripes show.
+    """
+    zoom = 8
+    big = np.repeat(np.repeat(image.cpu().numpy(), zoom, 0), zoom, 1) / 255  # (8 H, 8 W, 3)
+    scale = big.shape[0] // mask.shape[0]
+    dropped = 1 - np.repeat(np.repeat(mask.cpu().float().numpy(), scale, 0), scale, 1)  # (8 H, 8 W)
+    rows, columns = np.indices(dropped.shape)
+    stripes = np.where((rows + columns) // 4 % 2, 0.62, 0.78)[..., None]  # (8 H, 8 W, 1)
+    cover = (strength * dropped)[..., None]
+    return big * (1 - cover) + stripes * cover
+
+
+def mask_gallery(
+    images: Tensor, masks: Tensor, logits: Tensor, titles: list[str]
+) -> tuple[Figure, np.ndarray]:
+    """Three rows: the images, the logit of every token, the images with dropped tokens shaded.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        masks: (N, 1, h, w).
+        logits: (N, 1, h, w); tokens with a negative logit are kept.
+        titles: N of them.
+    """
+    count = len(images)
+    figure, axes = plt.subplots(3, count, figsize=(1.25 * count + 0.9, 4.3), squeeze=False)
+    bound = logits.abs().max().item()
+    for column in range(count):
+        axes[0, column].imshow(images[column].cpu().numpy())
+        energy = axes[1, column].imshow(
+            logits[column, 0].cpu().float().numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound
+        )
+        axes[2, column].imshow(shade(images[column], masks[column, 0]))
+        axes[0, column].set_title(titles[column], fontsize=9)
+        axes[2, column].set_xlabel(f"{100 * masks[column].mean():.0f} % kept", fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    for row, label in enumerate(("image", "logit z", "tokens kept")):
+        axes[row, 0].set_ylabel(label)
+    figure.colorbar(energy, ax=axes[1, :], label="z  (kept if below 0)", shrink=0.95)
+    return figure, axes
+
+
+def kept_histogram(masks: Tensor) -> Figure:
+    """How the kept share differs between images; masks (N, 1, h, w)."""
+    kept = 100 * masks.mean((1, 2, 3)).cpu().numpy()  # (N,)
+    figure, axis = plt.subplots(figsize=(7.2, 2.9))
+    axis.hist(kept, bins=np.linspace(0, 100, 51), color="#0072B2", edgecolor="white")
+    axis.axvline(kept.mean(), color="black", linestyle="--")
+    axis.annotate(
+        f"mean {kept.mean():.1f} %",
+        (kept.mean(), 0.96),
+        xycoords=("data", "axes fraction"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="top",
+    )
+    axis.set(
+        title=f"Kept share of tokens, {len(kept):,} test images",
+        xlabel="tokens kept in an image [%]",
+        ylabel="images",
+        xlim=(0, 100),
+    )
+    return figure
+
+
+def kept_by_class(masks: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
+    """Kept share for each class: median, middle half and middle 90 % of its images."""
+    kept = 100 * masks.mean((1, 2, 3)).cpu()  # (N,)
+    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    spread = [torch.quantile(kept[labels == c], levels).tolist() for c in range(len(classes))]
+    order = sorted(range(len(classes)), key=lambda c: spread[c][2])
+    figure, axis = plt.subplots(figsize=(7.2, 3.2))
+    for height, c in enumerate(order):
+        low, quarter, median, three_quarters, high = spread[c]
+        axis.plot([low, high], [height, height], color="#0072B2", linewidth=1, linestyle="-")
+        axis.plot(
+            [quarter, three_quarters], [height, height], color="#0072B2", linewidth=5, linestyle="-"
+        )
+        axis.plot(median, height, "o", color="white", markeredgecolor="black", markersize=6)
+    axis.set_yticks(range(len(classes)), [classes[c] for c in order])
+    axis.set(
+        title="Kept share by class: median, middle half (thick), middle 90 % (thin)",
+        xlabel="tokens kept in an image [%]",
+        xlim=(0, 100),
+    )
+    return figure
+
+
+def training_curves(runs: dict[str, list[dict]], *, metric: str, label: str) -> Figure:
+    """A column of the training curves over epochs, mean over seeds with the range as a band.
+
+    Args:
+        runs: for each method the records of its seeds.
+        metric: column of the curve, in 0 to 1; drawn in percent.
+        label: of the axis.
+    """
+    figure, axis = plt.subplots()
+    for (method, records), marker in zip(runs.items(), MARKERS, strict=False):
+        values = 100 * np.array([[row[metric] for row in r["curve"]] for r in records])
+        epochs = [row["epoch"] for row in records[0]["curve"]]  # values: (seeds, epochs)
+        (line,) = axis.plot(epochs, values.mean(0), marker=marker, label=method)
+        axis.fill_between(
+            epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.18, linewidth=0
+        )
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.legend()
+    return figure

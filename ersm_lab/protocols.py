@@ -1,0 +1,216 @@
+"""The two settings in which the method lives, each a function that returns a model ready to train.
+
+`in_network`: the mask inside a network trained end to end. `published`: the authors' setting, a
+frozen backbone whose last map is masked, averaged and classified by one linear layer; its features
+are computed once (`cache_features`), so that a run takes seconds to minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from ersm_core import EnergyMask, attach_energy_mask
+from ersm_lab.data import Augment, ImageSet
+from ersm_lab.evaluation import evaluating
+from ersm_lab.training import TrainSettings
+
+# As in the authors' released code; `train` takes the mask's rate as a factor on the learning rate.
+PUBLISHED_TRAINING = TrainSettings(
+    epochs=20,
+    batch_size=128,
+    optimiser="adamw",
+    learning_rate=1e-3,
+    weight_decay=1e-2,
+    schedule="cosine",
+    label_smoothing=0.0,
+    mask_lr_factor=1.0,
+    mask_weight_decay=1e-2,
+    mask_start=0.0,
+    mask_ramp=0.0,
+    precision="32-true",
+)
+
+
+def in_network(model: nn.Module, layer: str, **mask_settings) -> nn.Module:
+    """A network with a mask after one of its stages, to be trained end to end from its start.
+
+    The preset is `stable`; settings take precedence over it. A baseline is the same network without.
+
+    Args:
+        model: any CNN, such as `CifarNet(...)` after `whiten`, or `resnet18()`.
+        layer: the stage the mask follows, such as "group1" or "layer2".
+        mask_settings: of `ersm_core.EnergyMask`.
+    """
+    return attach_energy_mask(model, layer, **{"preset": "stable", **mask_settings})
+
+
+class PublishedProtocol(nn.Module):
+    """A frozen feature extractor and a `reader`: mask, average pooling, linear head.
+
+    Shape:
+        x (B, 3, H, W), normalised as the backbone wants it -> logits (B, classes).
+    """
+
+    def __init__(self, features: nn.Module, mask: nn.Module, channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = features.eval().requires_grad_(False)
+        self.reader = nn.Sequential()
+        self.reader.add_module("mask", mask)
+        self.reader.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        self.reader.add_module("flatten", nn.Flatten())
+        self.reader.add_module("head", nn.Linear(channels, classes))
+
+    def train(self, mode: bool = True) -> PublishedProtocol:
+        super().train(mode)
+        self.features.eval()  # its statistics are frozen as well
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(self.maps(x))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The frozen feature map, (B, 3, H, W) -> (B, C, h, w)."""
+        with torch.no_grad():
+            return self.features(x)
+
+
+def published(
+    backbone: nn.Module,
+    layer: str,
+    *,
+    classes: int,
+    image_size: int = 32,
+    masked: bool = True,
+    learned_positions: bool = False,
+    seed: int = 0,
+    **mask_settings,
+) -> PublishedProtocol:
+    """The authors' setting on any backbone that torch.fx can trace (ours, torchvision's, timm's).
+
+    Args:
+        backbone: a trained network; pretrained weights are the caller's choice. It is not changed.
+        layer: whose output is masked, such as "group3" of a `CifarNet` or "layer4" of a ResNet.
+        classes: of the linear head.
+        image_size: side of the images in pixels.
+        masked: False gives the baseline without a mask.
+        learned_positions: give every position a bias of its own that trains (as written); False
+            trains one bias, or none with `fixed_bias=True` (as released).
+        seed: of the head's and the mask's start.
+        mask_settings: of `EnergyMask.published`, such as patch_size or fixed_bias.
+
+    Raises:
+        ValueError: the layer is unknown or does not return one feature map.
+    """
+    features, shape = _feature_map(backbone, layer, image_size)
+    channels, height, width = shape
+    torch.manual_seed(seed)
+    if learned_positions:
+        size = mask_settings.get("patch_size", 1)
+        mask_settings["grid"] = (height // size, width // size)
+    mask = EnergyMask.published(channels, **mask_settings) if masked else nn.Identity()
+    return PublishedProtocol(features, mask, channels, classes)
+
+
+def _feature_map(
+    backbone: nn.Module, layer: str, size: int
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    names = get_graph_node_names(backbone)[1]
+    if not any(name == layer or name.startswith(layer + ".") for name in names):
+        stages = dict.fromkeys(name.split(".")[0] for name in names)
+        raise ValueError(f"no layer {layer!r} in this backbone; its stages: {', '.join(stages)}")
+    with warnings.catch_warnings():  # train and eval graphs of a frozen backbone are the same
+        warnings.simplefilter("ignore")
+        features = create_feature_extractor(backbone, {layer: "map"})
+    features = _Single(features)
+    with evaluating(features):
+        like = next(backbone.parameters())
+        shape = features(like.new_zeros(1, 3, size, size)).shape  # (1, C, h, w)
+    if len(shape) != 4:
+        raise ValueError(f"layer {layer!r} returns {tuple(shape)}, not a feature map (B, C, H, W)")
+    return features, tuple(shape[1:])
+
+
+class _Single(nn.Module):
+    """The one map of a feature extractor's dictionary."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.extractor(x)["map"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """Frozen feature maps in memory; trains and evaluates like an `ImageSet`.
+
+    Attributes:
+        maps: float16 (N, C, h, w).
+        labels: int64 (N,).
+        classes: class names.
+    """
+
+    maps: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> FeatureSet:
+        return replace(self, maps=self.maps.to(device), labels=self.labels.to(device))
+
+    def inputs(self, size: int = 1_000) -> Iterator[tuple[Tensor, Tensor]]:
+        """All maps in order: (B, C, h, w) float32 and labels (B,)."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield self.maps[part].float(), self.labels[part]
+
+    def batches(self, **settings) -> FeatureBatches:
+        """Shuffled batches; settings as in `ersm_lab.data.Batches`."""
+        return FeatureBatches(self, **settings)
+
+
+class FeatureBatches:
+    """Shuffled batches of a `FeatureSet`, the same for the same seed and epoch.
+
+    Maps are not augmented: `augment` is there because `train` names it, and is not used.
+    """
+
+    def __init__(
+        self,
+        data: FeatureSet,
+        *,
+        batch_size: int,
+        augment: Augment,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield maps (B, C, h, w) float32 and labels (B,) of one epoch."""
+        lots = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.data), generator=lots).to(self.data.labels.device)  # (N,)
+        for step in range(len(self)):
+            index = order[step * self.batch_size :][: self.batch_size][self.share]  # (B,)
+            yield self.data.maps[index].float(), self.data.labels[index]
+
+
+def cache_features(model: PublishedProtocol, data: ImageSet) -> FeatureSet:
+    """Every image's frozen feature map, for training and evaluating `model.reader` alone."""
+    with evaluating(model):
+        maps = torch.cat([model.maps(x).half() for x, _ in data.inputs()])  # (N, C, h, w)
+    return FeatureSet(maps=maps, labels=data.labels, classes=data.classes)

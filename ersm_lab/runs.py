@@ -1,0 +1,193 @@
+"""One run: from settings to a trained network and its record. Resumes after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ersm_core import attach_energy_mask
+from ersm_lab import data as lab_data
+from ersm_lab import evaluation, records
+from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
+from ersm_lab.checkpoints import save_atomically
+from ersm_lab.training import TrainSettings, make_fabric, train
+
+SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPlace:
+    """Where a mask sits and what it is.
+
+    Attributes:
+        layer: the stage it follows.
+        preset: of `ersm_core.attach_energy_mask`.
+        settings: of `ersm_core.EnergyMask`, taking precedence over the preset's.
+    """
+
+    layer: str
+    preset: str | None = None
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run besides data set and seed.
+
+    Attributes:
+        backbone: settings of a `CifarNet`, or "resnet18".
+        mask: None for a dense network.
+        train: how it is trained.
+        train_images, test_images: use so many only; None is all.
+    """
+
+    backbone: CifarNetSettings | str
+    train: TrainSettings
+    mask: MaskPlace | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A run's name and settings. `tolerance`: how far a re-run's metrics may be from the record's."""
+
+    method: str
+    dataset: str
+    scale: str
+    seed: int
+    config: RunConfig
+    tolerance: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.scale}/{self.dataset}/{self.method}/seed{self.seed}"
+
+
+def sources(experiment: Experiment) -> list[Path]:
+    """The files whose code decides the outcome: their hash is in the record."""
+    lab = Path(__file__).parent
+    names = [*SOURCES, "shapes"] if experiment.dataset.startswith("shapes") else [*SOURCES]
+    core = [lab.parent / "ersm_core.py"] if experiment.config.mask else []
+    return core + [lab / f"{name}.py" for name in sorted(names)]
+
+
+def build(experiment: Experiment, *, classes: int) -> nn.Module:
+    """The untrained network of an experiment; its start is drawn from the experiment's seed."""
+    config = experiment.config
+    torch.manual_seed(experiment.seed)
+    if config.backbone == "resnet18":
+        model = resnet18(classes=classes)
+    else:
+        model = CifarNet(config.backbone, classes=classes)
+    if config.mask:
+        place = config.mask
+        attach_energy_mask(model, place.layer, preset=place.preset, **place.settings)
+    return model
+
+
+def run(experiment: Experiment, *, root: Path | None = None, progress: bool = True) -> dict:
+    """Train, evaluate and record; a killed run goes on from its last epoch.
+
+    Settings are chosen by the curve's val_accuracy; the test set is seen once, after training.
+
+    Args:
+        experiment: what to run.
+        root: home of the record and the checkpoint; None is `records.home()`.
+        progress: show bars.
+
+    Returns:
+        The record, as written to `data/results/<name>.json`.
+    """
+    root = Path(root) if root else records.home()
+    config = experiment.config
+    fabric = make_fabric(precision=config.train.precision)
+    precision = {"precision": str(fabric._precision.precision)}
+    facts = records.provenance(sources(experiment), device=fabric.device.type, **precision)
+    training = lab_data.load(experiment.dataset, "train", limit=config.train_images)
+    validation = lab_data.load(experiment.dataset, "val", limit=config.test_images).to(
+        fabric.device
+    )
+    model = build(experiment, classes=len(training.classes))
+    if isinstance(model, CifarNet):
+        model.whiten(training.normalise(training.images[:5_000]))
+    decisive = json.dumps([facts["source_hash"], records.plain(config)])  # else: another run
+    digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
+    resume = root / "data" / "cache" / "training" / f"{experiment.name}-{digest}.pt"
+    curve = train(
+        model,
+        training,
+        config.train,
+        seed=experiment.seed,
+        fabric=fabric,
+        after_epoch=lambda m: {"val_accuracy": evaluation.accuracy(m, validation)},
+        checkpoint=resume,
+        progress=progress,
+    )
+    begun = time.perf_counter()
+    state = halve(model)
+    test = lab_data.load(experiment.dataset, "test", limit=config.test_images).to(fabric.device)
+    metrics = evaluation.evaluate(model, test)
+    metrics["val_accuracy"] = evaluation.accuracy(model, validation)
+    path = checkpoint_path(experiment, root)
+    save_atomically(state, path)
+    record = {
+        **facts,
+        "name": experiment.name,
+        "method": experiment.method,
+        "dataset": experiment.dataset,
+        "scale": experiment.scale,
+        "seed": experiment.seed,
+        "config": records.plain(config),
+        "metrics": metrics,
+        "tolerance": experiment.tolerance,
+        "curve": curve,
+        "seconds": {"train": curve[-1]["seconds"], "evaluate": time.perf_counter() - begun},
+        "checkpoint": {
+            "file": path.relative_to(root).as_posix(),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        },
+    }
+    records.write(record, root=root)
+    resume.unlink(missing_ok=True)
+    return record
+
+
+def halve(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Round weights of two or more dimensions to half precision, in the model too: what is evaluated
+    is what is saved, at half the size."""
+    state = {
+        name: value.half() if value.dim() > 1 else value.clone()
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    return {name: value.cpu().contiguous() for name, value in state.items()}
+
+
+def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
+    """The trained network of a record, in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: its checkpoint is not there.
+        ValueError: the checkpoint is not the one that was recorded.
+    """
+    path = (Path(root) if root else records.home()) / record["checkpoint"]["file"]
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["checkpoint"]["sha256"]:
+        raise ValueError(f"{path} is not the checkpoint that was recorded: re-run {record['name']}")
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    head = "fc.weight" if experiment.config.backbone == "resnet18" else "head.weight"
+    model = build(experiment, classes=len(state[head]))
+    model.load_state_dict(state)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def checkpoint_path(experiment: Experiment, root: Path) -> Path:
+    return root / "data" / "checkpoints" / f"{experiment.name}.pt"

@@ -1,0 +1,276 @@
+"""One training loop for every network of the book.
+
+Lightning Fabric brings precision, devices and processes; the loop knows a model only by its loss and
+by the energy masks that it may carry.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from ersm_core import EnergyMask, energy_loss
+from ersm_lab.checkpoints import save_atomically
+from ersm_lab.data import Augment, ImageSet
+from ersm_lab.distributed import synchronise_batch_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a network is trained: by default SGD with Nesterov momentum on a one-cycle schedule.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step, all processes together.
+        optimiser: "sgd" with Nesterov momentum, or "adamw".
+        learning_rate: peak, for the mean loss of a batch.
+        momentum: of SGD.
+        weight_decay: coefficient of the weights, in torch's units of the optimiser.
+        schedule: "one-cycle", or "cosine" from the peak to 0.
+        norm_lr_factor: learning rate of normalisation layers' parameters, as a factor on the peak;
+            their weight decay is divided by it, so that its step is that of the weights. Made for
+            normalisation without a learned scale (`CifarNet`); 1 where there is one (`resnet18`).
+        start, warm_up, end: the one-cycle schedule rises linearly from start x peak to the peak in
+            this share of the steps, then falls linearly to end x peak.
+        label_smoothing: of the cross-entropy.
+        mask_lr_factor: learning rate of the masks' parameters, as a factor on the peak.
+        mask_weight_decay: coefficient of the masks' parameters.
+        mask_start: share of the steps before which masks are off and the network is dense.
+        mask_ramp: share of the steps over which the weight of L_reg then rises from 0 to 1.
+        ema_decay: keep an exponential moving average of the weights with this decay a step, which
+            becomes the final network; 0 is off.
+        augment: what is done to the images.
+        precision: "auto", or a precision of Lightning Fabric. "auto" is bf16-mixed where the device
+            has matrix units for it (CUDA from compute capability 8, CPUs with AMX), else 32-true.
+    """
+
+    epochs: int
+    batch_size: int = 512
+    optimiser: str = "sgd"
+    learning_rate: float = 0.75
+    momentum: float = 0.85
+    weight_decay: float = 1.33e-3
+    schedule: str = "one-cycle"
+    norm_lr_factor: float = 64.0
+    start: float = 0.2
+    warm_up: float = 0.23
+    end: float = 0.0
+    label_smoothing: float = 0.2
+    mask_lr_factor: float = 0.5
+    mask_weight_decay: float = 0.0
+    mask_start: float = 0.6
+    mask_ramp: float = 0.1
+    ema_decay: float = 0.0
+    augment: Augment = field(default_factory=Augment)
+    precision: str = "auto"
+
+
+def resolve_precision(precision: str, device: str = "cpu") -> str:
+    """What "auto" means on this device; other names are returned as they are."""
+    if precision != "auto":
+        return precision
+    if device == "cpu":
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        return "bf16-mixed" if has_amx else "32-true"
+    return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "32-true"
+
+
+def make_fabric(*, precision: str = "auto", device: str = "auto", processes: int = 1) -> Fabric:
+    """A launched Fabric on one device, or on `processes` CPU processes or GPUs under `torchrun`."""
+    kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    strategy = DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto"
+    fabric = Fabric(
+        accelerator=kind,
+        devices=processes,
+        strategy=strategy,
+        precision=resolve_precision(precision, kind),
+    )
+    fabric.launch()
+    return fabric
+
+
+def train(
+    model: nn.Module,
+    data: ImageSet,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    fabric: Fabric | None = None,
+    after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model in place; on a CPU the same seed gives the same weights, also after a kill.
+
+    The loss is the cross-entropy plus the ramped L_reg of the model's energy masks (eq. of L_reg in
+    arXiv:2604.06893), which are off before `settings.mask_start`.
+
+    Args:
+        model: takes x (B, 3, H, W), returns logits (B, classes).
+        data: training images.
+        settings: how.
+        seed: of order, augmentation and mask noise. The model's own start is the caller's.
+        fabric: devices and precision; None for this machine's best single device.
+        after_epoch: measured on the model in evaluation mode after every epoch, for the curve.
+        checkpoint: file that is written after every epoch and resumed from if there.
+        progress: show a bar.
+
+    Returns:
+        One row an epoch: epoch, loss, regulariser, kept (mean mask), learning_rate, seconds of
+        training since the start, and what `after_epoch` returned.
+    """
+    fabric = fabric or make_fabric(precision=settings.precision)
+    batches = data.to(fabric.device).batches(
+        batch_size=settings.batch_size,
+        augment=settings.augment,
+        seed=seed,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    total = settings.epochs * len(batches)
+    bare = model.to(fabric.device, memory_format=torch.channels_last)
+    if fabric.world_size > 1:
+        bare = synchronise_batch_norm(bare)
+    optimiser = make_optimiser(bare, settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: rate_factor(step / total, settings)
+    )
+    average = None
+    if settings.ema_decay:
+        average = AveragedModel(
+            bare, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
+        )
+    model, optimiser = fabric.setup(bare, optimiser)
+    curve: list[dict[str, float]] = []
+    parts = {"model": bare, "optimiser": optimiser, "schedule": schedule, "average": average}
+    if checkpoint and checkpoint.is_file():
+        curve = _resume(checkpoint, parts, settings, seed)
+    masks = [m for m in bare.modules() if isinstance(m, EnergyMask)]
+    bar = tqdm(
+        total=total,
+        initial=len(curve) * len(batches),
+        unit="step",
+        disable=not progress or fabric.global_rank > 0,
+    )
+    for epoch in range(len(curve), settings.epochs):
+        # Mask noise: the same after a resume, another one in every process.
+        torch.manual_seed((seed * 1_000_003 + epoch) * fabric.world_size + fabric.global_rank)
+        model.train()
+        begun, sums = time.perf_counter(), torch.zeros(3, device=fabric.device)
+        for step, (x, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
+            ramp = mask_ramp(step / total, settings)
+            for mask in masks:
+                mask.enabled = ramp is not None
+            loss = F.cross_entropy(
+                model(x).float(), labels, label_smoothing=settings.label_smoothing
+            )
+            regulariser = (
+                energy_loss(bare) if masks and ramp is not None else torch.zeros_like(loss)
+            )
+            fabric.backward(loss + (ramp or 0.0) * regulariser)
+            optimiser.step()
+            optimiser.zero_grad()
+            schedule.step()
+            if average is not None:
+                average.update_parameters(bare)
+            sums += torch.stack([loss.detach(), regulariser.detach(), _kept(masks, loss)])
+            bar.update()
+        loss, regulariser, kept = (fabric.all_reduce(sums) / len(batches)).tolist()
+        seconds = time.perf_counter() - begun + (curve[-1]["seconds"] if curve else 0.0)
+        row = {"epoch": epoch + 1, "loss": loss, "regulariser": regulariser, "kept": kept}
+        row |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": seconds}
+        if after_epoch is not None:
+            row |= after_epoch((average.module if average else bare).eval())
+        curve.append(row)
+        bar.set_postfix(
+            {k: f"{v:.3f}" for k, v in row.items() if k in ("loss", "kept", "val_accuracy")}
+        )
+        if checkpoint and fabric.global_rank == 0:
+            _save(checkpoint, parts, settings, seed, curve)
+    bar.close()
+    for mask in masks:
+        mask.enabled = True
+    if average is not None:
+        bare.load_state_dict(average.module.state_dict())
+    bare.eval()
+    return curve
+
+
+def rate_factor(progress: float, settings: TrainSettings) -> float:
+    """Learning rate as a factor on the peak at a progress of 0 to 1."""
+    if settings.schedule == "cosine":
+        return 0.5 + 0.5 * math.cos(math.pi * progress)
+    if settings.schedule != "one-cycle":
+        raise ValueError(f'schedule must be "one-cycle" or "cosine", got {settings.schedule!r}')
+    if progress < settings.warm_up:
+        return settings.start + (1 - settings.start) * progress / settings.warm_up
+    return 1 + (settings.end - 1) * min(1.0, (progress - settings.warm_up) / (1 - settings.warm_up))
+
+
+def mask_ramp(progress: float, settings: TrainSettings) -> float | None:
+    """Weight of L_reg at a progress of 0 to 1; None while masks are off."""
+    if progress < settings.mask_start:
+        return None
+    if settings.mask_ramp == 0:
+        return 1.0
+    return min(1.0, (progress - settings.mask_start) / settings.mask_ramp)
+
+
+def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """One optimiser with a group each for masks, normalisation layers and all other parameters."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    kinds: dict[str, list[Tensor]] = {"weight": [], "norm": [], "mask": []}
+    in_masks = {p for m in model.modules() if isinstance(m, EnergyMask) for p in m.parameters()}
+    in_norms = {p for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
+    for parameter in model.parameters():
+        kind = "mask" if parameter in in_masks else "norm" if parameter in in_norms else "weight"
+        if parameter.requires_grad:
+            kinds[kind].append(parameter)
+    rate, decay, factor = settings.learning_rate, settings.weight_decay, settings.norm_lr_factor
+    rates = {"weight": rate, "norm": rate * factor, "mask": rate * settings.mask_lr_factor}
+    decays = {"weight": decay, "norm": decay / factor, "mask": settings.mask_weight_decay}
+    groups = [
+        {"params": parameters, "lr": rates[kind], "weight_decay": decays[kind]}
+        for kind, parameters in kinds.items()
+        if parameters
+    ]
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(groups)
+    if settings.optimiser == "sgd":
+        nesterov = settings.momentum > 0
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov)
+    raise ValueError(f'optimiser must be "sgd" or "adamw", got {settings.optimiser!r}')
+
+
+def _kept(masks: list[EnergyMask], like: Tensor) -> Tensor:
+    """Mean mask of the last pass, 1 where masks are off; a scalar."""
+    states = [m.state.mask.detach().mean() for m in masks if m.enabled and m.state]
+    return torch.stack(states).mean().to(like) if states else torch.ones_like(like)
+
+
+def _save(path: Path, parts: dict, settings: TrainSettings, seed: int, curve: list[dict]) -> None:
+    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    save_atomically(
+        {"states": states, "settings": asdict(settings), "seed": seed, "curve": curve}, path
+    )
+
+
+def _resume(path: Path, parts: dict, settings: TrainSettings, seed: int) -> list[dict]:
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if (saved["settings"], saved["seed"]) != (asdict(settings), seed):
+        raise ValueError(f"{path} is a checkpoint of another run: delete it or name another file")
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(saved["states"][name])
+    return saved["curve"]
