@@ -210,7 +210,7 @@ class EnergyMask(nn.Module):
         -1 (starts by keeping most). Switch the mask on late, ramp its loss, give it a lower learning
         rate and no weight decay. Other settings go to `EnergyMask` and take precedence.
         """
-        preset = dict(dim=16, lambda_unary=0.03, lambda_pair=0.03, neighbourhood=4, gate="logit")
+        preset = dict(dim=16, lambda_unary=0.05, lambda_pair=0.05, neighbourhood=4, gate="logit")
         preset |= dict(temperature=0.5, hard=True, detach_pairwise=True, bias_init=-1.0)
         return cls(channels, **(preset | settings))
 
