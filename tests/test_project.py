@@ -144,7 +144,7 @@ def test_notebooks_are_stored_executed(notebook):
 
 def test_notebooks_install_the_project_where_it_is_missing(notebook):
     first = code_cells(notebook)[0].source
-    assert f"git+{ADDRESS}" in first and "ersm_core" in first
+    assert f" {ADDRESS}" in first and "ersm_core" in first
 
 
 def test_figures_have_a_text_alternative(notebook):
