@@ -98,6 +98,7 @@ def test_what_the_library_imports_is_among_its_dependencies():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
     imported -= {*sys.stdlib_module_names, "ersm_core", "ersm_lab"}
+    imported = {"pillow" if name == "PIL" else name for name in imported}
     declared = set(bounds(PROJECT["dependencies"]))
     assert imported and imported - declared == set()
 

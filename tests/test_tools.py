@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nbformat.v4 as v4
 import pytest
-from build_book import gather
+import yaml
+from build_book import announce, gather
 from check_book import check_book
 from execute_notebooks import clean, problems
 from watched import STOPPED, Watch, run_watched
@@ -148,3 +149,12 @@ def test_a_stalled_command_is_stopped_and_started_once_more(tmp_path):
 def test_a_command_that_never_ends_is_stopped():
     watch = Watch(limit=0.5, idle=60, retries=0, poll=0.05)
     assert run_watched([sys.executable, "-c", "while True: pass"], watch=watch) == STOPPED
+
+
+def test_a_line_can_be_put_at_the_top_of_every_page(tmp_path):
+    config = tmp_path / "_config.yml"
+    config.write_text("title: A book\nhtml:\n  use_edit_page_button: true\n")
+    announce(config, "Shapes stand in: see the data page.")
+    settings = yaml.safe_load(config.read_text())
+    assert settings["html"]["announcement"] == "Shapes stand in: see the data page."
+    assert settings["title"] == "A book" and settings["html"]["use_edit_page_button"] is True
