@@ -67,6 +67,7 @@ def mask_gallery(
         axis.spines[:].set_visible(False)
     for row, label in enumerate(("image", "logit z", "tokens kept")):
         axes[row, 0].set_ylabel(label)
+    figure.suptitle("Sorted by the share of tokens kept", fontsize=11)
     figure.colorbar(energy, ax=axes[1, :], label="z  (kept if below 0)", shrink=0.95)
     return figure, axes
 
@@ -77,16 +78,8 @@ def kept_histogram(masks: Tensor) -> Figure:
     figure, axis = plt.subplots(figsize=(7.2, 2.9))
     axis.hist(kept, bins=np.linspace(0, 100, 51), color="#0072B2", edgecolor="white")
     axis.axvline(kept.mean(), color="black", linestyle="--")
-    axis.annotate(
-        f"mean {kept.mean():.1f} %",
-        (kept.mean(), 0.96),
-        xycoords=("data", "axes fraction"),
-        xytext=(6, 0),
-        textcoords="offset points",
-        va="top",
-    )
     axis.set(
-        title=f"Kept share of tokens, {len(kept):,} test images",
+        title=f"Kept share of {len(kept):,} test images; mean (dashed) {kept.mean():.1f} %",
         xlabel="tokens kept in an image [%]",
         ylabel="images",
         xlim=(0, 100),

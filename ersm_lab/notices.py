@@ -32,7 +32,8 @@ def images_notice(dataset: str | None = None) -> Notice:
     """
     dataset = dataset or data.default_dataset()
     if not dataset.startswith("shapes"):
-        return Notice(title="Images", text=f"This page ran on {dataset}.")
+        text = f"This page ran on {dataset.upper().replace('CIFAR', 'CIFAR-')}."
+        return Notice(title="Images", text=text)
     return Notice(
         title="Images: a stand-in",
         text=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -65,6 +66,33 @@ def summary(columns: dict[str, str], *, dataset: str, scale: str, methods: Seque
     if not rows:
         caption += " (no records yet: `make reproduce` makes them)"
     return Table(header=["method", "seeds", *columns], rows=rows, caption=caption)
+
+
+def paired(metric: str, *, dataset: str, scale: str, methods: Sequence[str], base: str) -> Table:
+    """Difference of a share to the base method's, seed by seed, in percentage points.
+
+    Args:
+        metric: of the records, such as "test_accuracy".
+        dataset, scale, methods: which records.
+        base: the method that is subtracted; a pair is two records of the same seed.
+    """
+    reference = {
+        r["seed"]: records.flatten(r["metrics"])[metric] for r in _of(dataset, scale, base)
+    }
+    rows, seeds = [], sorted(reference)
+    for method in methods:
+        values = {
+            r["seed"]: records.flatten(r["metrics"])[metric] for r in _of(dataset, scale, method)
+        }
+        gaps = {s: 100 * (values[s] - reference[s]) for s in seeds if s in values}
+        if gaps:
+            mean = statistics.mean(gaps.values())
+            spread = f" ± {statistics.stdev(gaps.values()):.2f}" if len(gaps) > 1 else ""
+            each = [f"{gaps[s]:+.2f}" if s in gaps else "–" for s in seeds]
+            rows.append([method, *each, f"{mean:+.2f}{spread}"])
+    caption = f"{metric} minus that of {base}, {dataset}, {scale} scale, in percentage points"
+    header = ["method", *[f"seed {s}" for s in seeds], "mean ± sd"]
+    return Table(header=header, rows=rows, caption=caption)
 
 
 def cost(*, dataset: str, scale: str, methods: Sequence[str]) -> Table:

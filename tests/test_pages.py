@@ -100,11 +100,23 @@ def test_percent_shows_mean_and_spread(monkeypatch):
     assert tables.percent([], "m") == "50.00 ± 1.00"
 
 
+def test_paired_subtracts_seed_by_seed(monkeypatch):
+    made = {("dense", 0): 0.90, ("dense", 1): 0.92, ("ersm", 0): 0.89, ("ersm", 1): 0.88}
+
+    def read_all(*, method, **_):
+        rows = [(seed, value) for (name, seed), value in made.items() if name == method]
+        return [{"seed": s, "metrics": {"test_accuracy": v}} for s, v in rows]
+
+    monkeypatch.setattr(records, "read_all", read_all)
+    table = tables.paired("test_accuracy", dataset="d", scale="s", methods=["ersm"], base="dense")
+    assert table.rows == [["ersm", "-1.00", "-4.00", "-2.50 ± 2.12"]]
+
+
 def test_missing_metric_is_a_dash():
     assert tables.percent([], "m") == "–"
 
 
 def test_notice_says_when_shapes_stand_in():
-    assert "cifar10" in repr(notices.images_notice("cifar10"))
+    assert "CIFAR-10." in repr(notices.images_notice("cifar10"))
     stand_in = notices.images_notice("shapes")
     assert stand_in.kind == "warning" and "ERSM_DATA_DIR" in stand_in._repr_html_()

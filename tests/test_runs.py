@@ -1,0 +1,338 @@
+"""Runs and the list of experiments: recorded, restored, resumed, and loaded instead of trained."""
+
+import functools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ersm_core import EnergyMask
+from ersm_lab import data, evaluation, experiments, records, runs
+from ersm_lab.backbones import LAPTOP, CifarNet, CifarNetSettings
+from ersm_lab.runs import Experiment, MaskPlace, RunConfig
+from ersm_lab.training import TrainSettings, make_fabric
+
+NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
+SHORT = TrainSettings(
+    epochs=2, batch_size=32, learning_rate=0.1, mask_start=0.5, precision="32-true"
+)
+TINY = Experiment(
+    method="ersm",
+    dataset="shapes",
+    scale="smoke",
+    seed=0,
+    config=RunConfig(
+        backbone=NET,
+        train=SHORT,
+        mask=MaskPlace(layer="group1", preset="stable"),
+        train_images=64,
+        test_images=50,
+    ),
+    tolerance={"test_accuracy": 0.1},
+)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """Runs take place on the CPU, also where there is a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "make_fabric", functools.partial(make_fabric, device="cpu"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def record(home):
+    """The record of one tiny run."""
+    return runs.run(TINY, root=home, progress=False)
+
+
+def changed(**config):
+    return replace(TINY, config=replace(TINY.config, **config))
+
+
+def edited(record, root, **changes):
+    """Writes a changed record below another home."""
+    records.write(record | changes, root=root)
+
+
+# --- run -------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_a_valid_record(home, record):
+    assert records.read("smoke/shapes/ersm/seed0", root=home) == json.loads(json.dumps(record))
+    assert record["config"] == records.plain(TINY.config)
+    assert record["tolerance"] == {"test_accuracy": 0.1}
+    assert [row["epoch"] for row in record["curve"]] == [1, 2]
+    assert all(0 <= row["val_accuracy"] <= 1 for row in record["curve"])
+    assert record["seconds"]["train"] == record["curve"][-1]["seconds"]
+    assert record["device"]["precision"] == "32-true" and record["device"]["type"] == "cpu"
+    metrics = record["metrics"]
+    assert 0 <= metrics["val_accuracy"] <= 1
+    assert metrics["invariants"]["mask_min"] >= 0 and metrics["invariants"]["mask_max"] <= 1
+
+
+def test_a_run_leaves_its_checkpoint_and_no_trace_of_resuming(home, record):
+    files = {p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file()}
+    assert files == {
+        "data/results/smoke/shapes/ersm/seed0.json",
+        "data/checkpoints/smoke/shapes/ersm/seed0.pt",
+    }
+    assert record["checkpoint"]["file"] == "data/checkpoints/smoke/shapes/ersm/seed0.pt"
+
+
+def test_a_record_names_the_sources_that_ran():
+    def named(experiment):
+        return {path.name for path in runs.sources(experiment)}
+
+    every = {"backbones.py", "data.py", "evaluation.py", "runs.py", "training.py"}
+    assert named(TINY) == every | {"ersm_core.py", "shapes.py"}
+    assert named(changed(mask=None)) == every | {"shapes.py"}
+    assert named(replace(TINY, dataset="cifar10")) == every | {"ersm_core.py"}
+    assert all(path.is_file() for path in runs.sources(TINY))
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls = []
+
+        def die(model, images, **settings):
+            calls.append(len(images))
+            if len(calls) == 2:
+                raise Killed
+            return 0.125
+
+        patch.setattr(evaluation, "accuracy", die)
+        with pytest.raises(Killed):
+            runs.run(TINY, root=tmp_path, progress=False)
+    (left,) = (tmp_path / "data" / "cache" / "training").rglob("*.pt")
+    again = runs.run(TINY, root=tmp_path, progress=False)
+    assert again["curve"][0]["val_accuracy"] == 0.125  # from before the kill
+    assert again["curve"][1]["loss"] == record["curve"][1]["loss"]
+    assert again["metrics"] == record["metrics"]
+    assert again["checkpoint"] == record["checkpoint"]
+    assert not left.exists()
+
+
+def test_a_killed_run_of_other_settings_is_not_gone_on_with(tmp_path, record, monkeypatch):
+    other = changed(mask=MaskPlace(layer="group1", preset="stable", settings={"lambda_pair": 3.0}))
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("not reached"))
+        patch.setattr(runs, "halve", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            runs.run(other, root=tmp_path, progress=False)
+    again = runs.run(TINY, root=tmp_path, progress=False)
+    assert again["metrics"] == record["metrics"]
+
+
+# --- build and restore -----------------------------------------------------------------------------
+
+
+def test_a_network_is_drawn_from_the_seed_alone(tmp_path):
+    first, again = (runs.build(TINY, classes=10).state_dict() for _ in range(2))
+    other = runs.build(replace(TINY, seed=1), classes=10).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_the_dense_and_the_masked_network_start_alike():
+    dense = runs.build(changed(mask=None), classes=10)
+    masked = runs.build(TINY, classes=10).state_dict()
+    assert all(torch.equal(value, masked[name]) for name, value in dense.state_dict().items())
+    assert not [m for m in dense.modules() if isinstance(m, EnergyMask)]
+
+
+def test_a_backbone_is_a_cifarnet_or_resnet18():
+    assert isinstance(runs.build(TINY, classes=7), CifarNet)
+    model = runs.build(changed(backbone="resnet18", mask=MaskPlace(layer="layer3")), classes=7)
+    assert model.fc.out_features == 7 and evaluation.only_mask(model).channels == 256
+
+
+def test_a_restored_network_has_the_recorded_metrics(home, record):
+    model = runs.restore(TINY, record, root=home)
+    test = data.load("shapes", "test", limit=50)
+    metrics = evaluation.evaluate(model, test)
+    assert metrics == {k: v for k, v in record["metrics"].items() if k != "val_accuracy"}
+    assert not any(module.training for module in model.modules())
+
+
+def test_restoring_needs_no_data(home, record, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were asked for"))
+    runs.restore(TINY, record, root=home)
+
+
+def test_another_checkpoint_than_the_recorded_one_is_refused(tmp_path, home, record):
+    path = tmp_path / record["checkpoint"]["file"]
+    path.parent.mkdir(parents=True)
+    content = (home / record["checkpoint"]["file"]).read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="not the checkpoint that was recorded: re-run smoke/"):
+        runs.restore(TINY, record, root=tmp_path)
+
+
+def test_a_missing_checkpoint_is_an_error_of_its_own(tmp_path, record):
+    with pytest.raises(FileNotFoundError):
+        runs.restore(TINY, record, root=tmp_path)
+
+
+def test_what_is_saved_is_what_is_evaluated_at_half_the_size():
+    model = runs.build(TINY, classes=10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = runs.halve(model)
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, state[name].to(value.dtype))
+        assert (state[name].dtype == torch.float16) == (value.dim() > 1)
+        torch.testing.assert_close(value, before[name], atol=1e-7, rtol=1e-3)
+    model.head.weight.data.zero_()  # a change of the model leaves what is saved alone
+    assert state["head.weight"].any()
+
+
+# --- records that count ----------------------------------------------------------------------------
+
+
+def test_a_record_counts_while_settings_and_sources_are_the_same(home, record):
+    assert experiments.valid_record(TINY, root=home) == records.read(TINY.name, root=home)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"train": replace(SHORT, epochs=3)},
+        {"mask": MaskPlace(layer="group2", preset="stable")},
+        {"mask": None},
+        {"test_images": 51},
+    ],
+)
+def test_a_record_of_other_settings_does_not_count(home, record, config):
+    assert experiments.valid_record(changed(**config), root=home) is None
+
+
+def test_a_record_of_other_sources_does_not_count(tmp_path, record):
+    edited(record, tmp_path, source_hash="0" * 64)
+    assert experiments.valid_record(TINY, root=tmp_path) is None
+
+
+def test_without_a_record_none_counts(tmp_path):
+    assert experiments.valid_record(TINY, root=tmp_path) is None
+
+
+# --- the list --------------------------------------------------------------------------------------
+
+
+def test_laptop_has_dense_and_masked_networks_with_three_seeds_each():
+    rows = experiments.experiments("laptop", dataset="cifar10")
+    assert len({e.name for e in rows}) == len(rows)
+    for method in ("dense", "ersm"):
+        chosen = [e for e in rows if e.method == method]
+        assert [e.seed for e in chosen] == [0, 1, 2]
+        assert len({repr(replace(e, seed=0)) for e in chosen}) == 1  # nothing else differs
+        assert chosen[0].config.backbone == LAPTOP and chosen[0].config.train_images is None
+        assert (chosen[0].config.mask is None) == (method == "dense")
+    train = {repr(e.config.train) for e in rows}
+    assert len(train) == 1  # all methods are trained alike
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "full"])
+def test_every_experiment_can_be_found_built_and_written_down(scale):
+    for experiment in experiments.experiments(scale, dataset="shapes"):
+        assert experiments.find(experiment.name) == experiment
+        assert json.loads(json.dumps(records.plain(experiment.config)))
+        assert set(experiment.tolerance) == {"test_accuracy"}
+        if experiment.seed == 0:
+            runs.build(experiment, classes=10)
+
+
+def test_the_data_set_is_the_default_one_unless_named(monkeypatch):
+    monkeypatch.setattr(data, "default_dataset", lambda: "shapes")
+    assert {e.dataset for e in experiments.experiments("smoke")} == {"shapes"}
+
+
+def test_an_unknown_scale_data_set_or_name_is_an_error_that_names_known_ones():
+    with pytest.raises(ValueError, match="one of smoke, laptop, full, got 'huge'"):
+        experiments.experiments("huge", dataset="shapes")
+    with pytest.raises(ValueError, match="no data set 'mnist': choose one of cifar10"):
+        experiments.experiments("smoke", dataset="mnist")
+    with pytest.raises(LookupError, match=r"nearest names: .*laptop/cifar10/ersm/seed0"):
+        experiments.find("laptop/cifar10/ersm/seed7")
+
+
+# --- train or load ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_scale(tmp_path, monkeypatch):
+    """A home of its own in which the smoke experiments are tiny."""
+    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
+    monkeypatch.setitem(experiments.BACKBONE, "smoke", NET)
+    monkeypatch.setitem(experiments.TRAIN, "smoke", replace(SHORT, epochs=1))
+    monkeypatch.setitem(experiments.IMAGES, "smoke", 50)
+    return tmp_path
+
+
+def train_or_load(method="ersm", **settings):
+    settings = {"scale": "smoke", "dataset": "shapes", "progress": False} | settings
+    return experiments.train_or_load(method, **settings)
+
+
+def test_the_first_call_trains_and_the_second_loads(tiny_scale, monkeypatch):
+    first = train_or_load()
+    monkeypatch.setattr(experiments, "run", lambda *_, **__: pytest.fail("trained again"))
+    second = train_or_load()
+    assert "trained now" in first.note and "loaded" in second.note
+    assert "smoke/shapes/ersm/seed0" in second.note
+    assert second.record == json.loads(json.dumps(first.record))
+    images = data.load("shapes", "test", limit=20)
+    assert torch.equal(
+        evaluation.predict(first.model, images), evaluation.predict(second.model, images)
+    )
+    assert evaluation.only_mask(second.model) is not None
+
+
+def test_what_is_trained_on_the_way_leaves_the_books_records_alone(tiny_scale):
+    train_or_load("dense")
+    assert records.read_all(root=tiny_scale) == []
+    assert not (tiny_scale / "data" / "checkpoints").exists()
+    kept = records.read_all(root=tiny_scale / "data" / "cache" / "runs")
+    assert [r["name"] for r in kept] == ["smoke/shapes/dense/seed0"]
+
+
+def test_a_record_of_the_book_is_loaded_also_when_the_sources_have_changed(tiny_scale, monkeypatch):
+    experiment = experiments.find("smoke/shapes/ersm/seed0")
+    made = experiments.run(experiment, root=tiny_scale, progress=False)
+    monkeypatch.setattr(experiments, "run", lambda *_, **__: pytest.fail("trained again"))
+    assert "sources have changed" not in train_or_load().note
+    edited(made, tiny_scale, source_hash="0" * 64)
+    assert "the sources have changed since" in train_or_load().note
+
+
+def test_what_other_sources_left_in_the_cache_is_trained_again(tiny_scale):
+    made = train_or_load().record
+    edited(made, tiny_scale / "data" / "cache" / "runs", source_hash="0" * 64)
+    assert "trained now" in train_or_load().note
+
+
+def test_a_record_without_its_checkpoint_is_trained_again(tiny_scale):
+    made = train_or_load().record
+    (tiny_scale / "data" / "cache" / "runs" / made["checkpoint"]["file"]).unlink()
+    assert "trained now" in train_or_load().note
+
+
+def test_the_scale_is_taken_from_the_environment(tiny_scale, monkeypatch):
+    monkeypatch.setenv("ERSM_SCALE", "smoke")
+    assert train_or_load("dense", scale=None).record["scale"] == "smoke"
+
+
+@pytest.mark.parametrize(("method", "seed"), [("ersn", 0), ("ersm", 9)])
+def test_an_unknown_method_or_seed_is_an_error(method, seed):
+    with pytest.raises(LookupError, match=f"no '{method}' with seed {seed} at smoke scale"):
+        train_or_load(method, seed=seed)
