@@ -31,8 +31,7 @@ SHAPES_EPOCHS = {"smoke": 6, "laptop": 4, "full": 8}  # textured shapes are lear
 IMAGES = {"smoke": 2_560, "laptop": None, "full": None}
 MASKS = {  # method -> its mask, at every scale
     "dense": None,
-    "ersm": MaskPlace(layer="group1", preset="stable"),  # 16 x 16 tokens
-    "ersm-8x8": MaskPlace(layer="group2", preset="stable"),  # 8 x 8 tokens
+    "ersm": MaskPlace(layer="group1", preset="stable"),  # 16 x 16 tokens at laptop scale
 }
 # Absolute, for the same seed on another machine: differences of rounding grow into other weights.
 TOLERANCE = {"smoke": 0.15, "laptop": 0.01, "full": 0.01}

@@ -303,6 +303,12 @@ def test_a_hard_mask_has_the_gradient_of_the_soft_one(settings, gate):
         assert torch.equal(of_hard, of_soft)
 
 
+def test_a_hard_mask_keeps_the_tokens_below_a_logit_of_zero():
+    mask, x = tokens_with_logits(torch.tensor([-30.0, -1e-9, 0.0, 1e-9, 30.0]).double(), hard=True)
+    mask.eval()(x)
+    assert mask.state.mask.flatten().tolist() == [1, 1, 0, 0, 0]
+
+
 def test_with_noise_a_hard_mask_has_the_gradient_of_the_concrete_relaxation():
     z = torch.linspace(-3, 3, 7).double()
     mask, x = tokens_with_logits(z, hard=True, temperature=0.5)
@@ -487,6 +493,7 @@ def test_published_is_what_the_authors_released(fixed_bias):
 def test_stable_is_a_hard_noisy_projected_gate_that_starts_open():
     mask = EnergyMask.stable(8)
     assert (mask.hard, mask.temperature, mask.gate) == (True, 0.5, "logit")
+    assert (mask.lambda_unary, mask.lambda_pair) == (0.05, 0.05)
     assert (mask.neighbourhood, mask.detach_pairwise) == (4, True)
     assert mask.project.weight.shape == (16, 8, 1, 1) and mask.bias == -1
     mask.eval()(torch.randn(8, 8, 6, 6))
