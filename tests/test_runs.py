@@ -275,6 +275,7 @@ def tiny_scale(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     monkeypatch.setitem(experiments.BACKBONE, "smoke", NET)
     monkeypatch.setitem(experiments.TRAIN, "smoke", replace(SHORT, epochs=1))
+    monkeypatch.setitem(experiments.SHAPES_EPOCHS, "smoke", 1)
     monkeypatch.setitem(experiments.IMAGES, "smoke", 50)
     return tmp_path
 

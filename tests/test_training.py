@@ -167,12 +167,15 @@ def test_auto_is_bf16_only_where_the_cpu_has_units_for_it(monkeypatch, amx, expe
 # --- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def easy():
+    """Images whose background agrees with the class in 91 %: learned in a second."""
+    return [data.load("shapes-spurious", split, limit=500) for split in ("train", "val")]
+
+
 @pytest.mark.parametrize("mask", [None, "hard"])
-def test_a_short_run_learns_textured_shapes(mask):
-    # Backgrounds that agree with the class in 91 % of the images: learned in a second.
-    images, held_out = (
-        data.load("shapes-spurious", split, limit=500) for split in ("train", "val")
-    )
+def test_a_short_run_learns_textured_shapes(easy, mask):
+    images, held_out = easy
     torch.manual_seed(0)
     model = CifarNet(CifarNetSettings(widths=(16, 32, 32), depth=1))
     model.whiten(images.normalise(images.images))
