@@ -117,5 +117,6 @@ def _of(dataset: str, scale: str, method: str) -> list[dict]:
 
 def _device(record: dict) -> str:
     device = record["device"]
-    cores = f", {device['threads']} threads" if device["type"] == "cpu" else ""
+    plural = "s" if device.get("threads") != 1 else ""
+    cores = f", {device['threads']} thread{plural}" if device["type"] == "cpu" else ""
     return f"{device['name']}{cores}, {device['precision']}"
