@@ -116,7 +116,7 @@ def mask_controls(model: nn.Module, data: ImageSet, masks: Tensor) -> dict[str, 
 
     Returns:
         uniform: by the mean over images and positions; position_mean: by the mean over images;
-        other_image: by the mask of the next image of the batch; ones: by 1.
+        other_image: by the mask of the image before it in the batch; ones: by 1.
     """
     mean, positions = masks.mean(), masks.mean(0, keepdim=True)  # (), (1, 1, H, W)
     changes: dict[str, Callable[[Tensor], Tensor]] = {
