@@ -126,6 +126,8 @@ def training_curves(runs: dict[str, list[dict]], *, metric: str, label: str) -> 
         axis.fill_between(
             epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.18, linewidth=0
         )
-    axis.set(xlabel="epoch", ylabel=label)
+    seeds = max(len(records) for records in runs.values())
+    title = f"Mean over {seeds} seeds, range as a band"
+    axis.set(title=title, xlabel="epoch", ylabel=label)
     axis.legend()
     return figure

@@ -43,6 +43,10 @@ def test_pictures_have_titles_and_units():
     for figure in (figures.kept_histogram(masks), figures.kept_by_class(masks, labels, classes)):
         (axis,) = figure.axes
         assert axis.get_title() and "[%]" in axis.get_xlabel()
+    runs = {"dense": [{"curve": [{"epoch": 1, "a": 0.5}]}, {"curve": [{"epoch": 1, "a": 0.7}]}]}
+    (axis,) = figures.training_curves(runs, metric="a", label="accuracy [%]").axes
+    assert "2 seeds" in axis.get_title() and axis.get_ylabel() == "accuracy [%]"
+    assert axis.lines[0].get_ydata() == pytest.approx([60.0])
     plt.close("all")
 
 
