@@ -145,7 +145,12 @@ def train_or_load(
         if record is None or (stale and root == cache):
             continue
         if record["checkpoint"] and (root / record["checkpoint"]["file"]).is_file():
-            model = runs.restore(experiment, record, root=root)
+            try:
+                model = runs.restore(experiment, record, root=root)
+            except RuntimeError:  # today's network has other parameters than the recorded one
+                if not stale:
+                    raise
+                continue
             return Loaded(model=model, record=record, note=_note("loaded", record, stale))
     record = run(experiment, root=cache, progress=progress)
     model = runs.restore(experiment, record, root=cache)

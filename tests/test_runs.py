@@ -316,6 +316,23 @@ def test_a_record_of_the_book_is_loaded_also_when_the_sources_have_changed(tiny_
     assert "the sources have changed since" in train_or_load().note
 
 
+def test_a_record_that_fits_todays_network_no_longer_is_trained_again(tiny_scale, monkeypatch):
+    experiment = experiments.find("smoke/shapes/ersm/seed0")
+    made = experiments.run(experiment, root=tiny_scale, progress=False)
+    restore = runs.restore
+
+    def misfit(experiment, record, *, root):
+        if root == tiny_scale:
+            raise RuntimeError("size mismatch for group1.0.weight")
+        return restore(experiment, record, root=root)
+
+    monkeypatch.setattr(runs, "restore", misfit)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        train_or_load()  # the sources are the same: something is wrong
+    edited(made, tiny_scale, source_hash="0" * 64)
+    assert "trained now" in train_or_load().note
+
+
 def test_what_other_sources_left_in_the_cache_is_trained_again(tiny_scale):
     made = train_or_load().record
     edited(made, tiny_scale / "data" / "cache" / "runs", source_hash="0" * 64)
