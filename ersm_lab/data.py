@@ -43,7 +43,8 @@ class ImageSet:
         labels: int64 (N,).
         classes: class names.
         masks: bool (N, H, W), True on the object; None where unknown (CIFAR).
-        mean, std: per channel, in units of 0 to 1, of the training images.
+        mean, std: per channel, in units of 0 to 1, of the training images;
+            round numbers for shapes.
     """
 
     name: str

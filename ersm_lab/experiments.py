@@ -1,7 +1,8 @@
 """The one list of experiments, and train-or-load for the notebooks.
 
-Each row is a method at a scale; its seeds differ in nothing else. All settings were chosen on
-validation images. `smoke` takes seconds, `laptop` minutes on a CPU, `full` wants a GPU.
+Each row is a method at a scale; its seeds differ in nothing else. Settings of the `laptop`
+scale were chosen on validation images; `smoke` takes seconds and only shows that the code runs; `full`
+wants a GPU, has not been run yet, and its settings are a first guess.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from ersm_lab.data import Augment, ImageSet
 from ersm_lab.evaluation import evaluating
 from ersm_lab.training import TrainSettings
 
-# As in the authors' released code; `train` takes the mask's rate as a factor on the learning rate.
+# As in the authors' released code, as far as it is known: its weight decay is not, 1e-2 is torch's
+# default for AdamW. `train` takes the mask's rate as a factor on the learning rate.
 PUBLISHED_TRAINING = TrainSettings(
     epochs=20,
     batch_size=128,
@@ -91,7 +92,7 @@ def published(
     seed: int = 0,
     **mask_settings,
 ) -> PublishedProtocol:
-    """The authors' setting on any backbone that torch.fx can trace (ours, torchvision's, timm's).
+    """The authors' setting on any backbone that torch.fx can trace (ours, torchvision's).
 
     Args:
         backbone: a trained network; pretrained weights are the caller's choice. It is not changed.
