@@ -71,18 +71,20 @@ def energy_terms(
         ValueError: a wrong rank or shape, a neighbourhood other than 4 or 8.
     """
     _check_terms(tokens, weight, bias, neighbourhood)
-    p = _unit_tokens(tokens)  # (B, D, H, W)
-    return _logit(p, weight, bias), _agreement(p, neighbourhood)
+    p, scale = _full_precision(tokens)  # (B, D, H, W), (B, 1, H, W)
+    return _logit(p, scale, weight, bias), _agreement(p * scale, neighbourhood)
 
 
-def _unit_tokens(tokens: Tensor) -> Tensor:
-    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-    return F.normalize(tokens, dim=1, eps=EPS)  # (B, D, H, W)
+def _full_precision(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, D, H, W) in at least float32, and 1 / ||p|| of each, (B, 1, H, W)."""
+    p = tokens if tokens.dtype == torch.float64 else tokens.float()
+    return p, p.square().sum(1, keepdim=True).clamp_min(EPS**2).rsqrt()
 
 
-def _logit(p: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _logit(p: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z = w . p^ + b; scaling w . p is cheaper than scaling every token first."""
     z = p.movedim(1, -1) @ weight.to(p.dtype)  # (B, H, W); a convolution would be TF32 on a GPU
-    return (z + bias.to(p.dtype)).unsqueeze(1)  # (B, 1, H, W)
+    return z.unsqueeze(1) * scale + bias.to(p.dtype)  # (B, 1, H, W)
 
 
 def _agreement(p: Tensor, neighbourhood: int) -> Tensor:
@@ -117,8 +119,11 @@ class EnergyMask(nn.Module):
         temperature: T > 0 of the logit gate.
         hard: 0/1 mask (1 where z < 0) with the soft mask's gradient (straight-through, Bengio et
             al., 2013). In training z carries logistic noise (binary concrete, Maddison et al., 2017).
+        noise: scale of that noise; 1 is the standard logistic, 0 none.
         detach_pairwise: the pairwise energy sees tokens without gradient, so that features cannot
             lower it by making neighbours dissimilar.
+        detach_tokens: all energies see tokens without gradient: the mask reads the features, and only
+            the task shapes them.
         bias_init: start value of every bias; negative keeps, positive drops.
         train_bias: False holds the bias at `bias_init`.
         check_nan: raise on NaN logits. Costs one synchronisation a step on a GPU; never runs inside
@@ -150,7 +155,9 @@ class EnergyMask(nn.Module):
         gate: str = "logit",
         temperature: float = 1.0,
         hard: bool = False,
+        noise: float = 1.0,
         detach_pairwise: bool = False,
+        detach_tokens: bool = False,
         bias_init: float = 0.0,
         train_bias: bool = True,
         check_nan: bool = True,
@@ -159,7 +166,8 @@ class EnergyMask(nn.Module):
         for name, value in {"channels": channels, "dim": dim, "patch_size": patch_size}.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name, value in {"lambda_unary": lambda_unary, "lambda_pair": lambda_pair}.items():
+        weights = {"lambda_unary": lambda_unary, "lambda_pair": lambda_pair, "noise": noise}
+        for name, value in weights.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and >= 0 (0 switches it off), got {value}")
         if not (math.isfinite(temperature) and temperature > 0):
@@ -173,7 +181,8 @@ class EnergyMask(nn.Module):
         self.channels, self.patch_size, self.grid = channels, patch_size, grid
         self.lambda_unary, self.lambda_pair = float(lambda_unary), float(lambda_pair)
         self.neighbourhood, self.gate, self.temperature = neighbourhood, gate, float(temperature)
-        self.hard, self.detach_pairwise, self.check_nan = hard, detach_pairwise, check_nan
+        self.hard, self.noise, self.check_nan = hard, float(noise), check_nan
+        self.detach_pairwise, self.detach_tokens = detach_pairwise, detach_tokens
         self.enabled = True
         self.state: EnergyState | None = None
 
@@ -240,19 +249,22 @@ class EnergyMask(nn.Module):
     def compute(self, x: Tensor) -> EnergyState:
         """Energies and mask of a feature map x (B, C, H, W), without applying or storing them."""
         tokens = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x
-        tokens = self.project(tokens)  # (B, D, H / s, W / s)
+        tokens = self.project(
+            tokens.detach() if self.detach_tokens else tokens
+        )  # (B, D, H / s, W / s)
         with torch.autocast(x.device.type, enabled=False):  # energies are sums: keep full precision
-            p = _unit_tokens(tokens)  # (B, D, H / s, W / s)
-            z = _logit(p, self.weight, self.bias)  # (B, 1, H / s, W / s)
-            a = _agreement(p.detach() if self.detach_pairwise else p, self.neighbourhood)
+            p, scale = _full_precision(tokens)  # (B, D, H / s, W / s), (B, 1, H / s, W / s)
+            z = _logit(p, scale, self.weight, self.bias)  # (B, 1, H / s, W / s)
+            unit = (p.detach() * scale.detach()) if self.detach_pairwise else p * scale
+            a = _agreement(unit, self.neighbourhood)  # (B, 1, H / s, W / s)
             unary = self.lambda_unary * F.softplus(z)
             pairwise = self.lambda_pair * F.softplus(a)
             return EnergyState(z, unary, pairwise, unary + pairwise, self._mask(z))
 
     def _mask(self, z: Tensor) -> Tensor:
         """The gate, (B, 1, H, W) -> (B, 1, H, W)."""
-        if self.hard and self.training:
-            z = z - torch.logit(torch.rand_like(z).clamp(1e-6, 1 - 1e-6))  # standard logistic noise
+        if self.hard and self.training and self.noise > 0:
+            z = z - self.noise * torch.logit(torch.rand_like(z).clamp(1e-6, 1 - 1e-6))  # logistic
         if self.gate == "logit":
             soft = torch.sigmoid(-z / self.temperature)
         else:

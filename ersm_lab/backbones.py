@@ -39,6 +39,7 @@ class CifarNetSettings:
 
 
 SMOKE = CifarNetSettings(widths=(16, 32, 32), depth=1)
+SLIM = CifarNetSettings(widths=(32, 64, 128))
 LAPTOP = CifarNetSettings()
 FULL = CifarNetSettings(
     widths=(128, 384, 512), depth=3, stem_kernel=2, stem_stride=1, stem_channels=24

@@ -150,12 +150,14 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
     if not (found["mask_min"] >= 0 and found["mask_max"] <= 1 and found["energy_min"] >= 0):
         raise RuntimeError(f"a mask outside 0 to 1, or a negative energy: {found}")
     bias = mask.bias.detach().clone()
-    mask.bias.data.fill_(float("-inf"))
-    opened = predict(model, some)
-    mask.bias.data.copy_(bias)
-    mask.enabled = False
-    dense = predict(model, some)
-    mask.enabled = True
+    try:
+        mask.bias.data.fill_(float("-inf"))
+        opened = predict(model, some)
+        mask.enabled = False
+        dense = predict(model, some)
+    finally:
+        mask.bias.data.copy_(bias)
+        mask.enabled = True
     if mask.gate == "logit" and not torch.equal(opened, dense):
         raise RuntimeError("with its mask wide open the network is not the one without a mask")
     if not torch.equal(predict(model, some), logits):
@@ -163,16 +165,52 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
     return found
 
 
-def evaluate(model: nn.Module, data: ImageSet) -> dict:
-    """The metrics of a record: accuracies, and for a masked network its masks and their controls."""
+def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = None) -> dict:
+    """The metrics of a record: accuracies, and for a masked network its masks and their controls.
+
+    Args:
+        model: a trained network.
+        data: test images.
+        validation: the images by which settings are chosen; their numbers are under "validation".
+    """
     metrics = {
         "test_accuracy": accuracy(model, data),
         "test_accuracy_flip": accuracy(model, data, flip=True),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    if any(isinstance(m, EnergyMask) for m in model.modules()):
-        masks = collect_masks(model, data)
-        metrics["mask"] = mask_statistics(masks, data.labels, len(data.classes))
-        metrics["accuracy_with_mask_replaced"] = mask_controls(model, data, masks)
+    if has_mask(model):
+        metrics |= _masked(model, data)
         metrics["invariants"] = check_invariants(model, data)
+    if validation is not None:
+        metrics["val_accuracy"] = accuracy(model, validation)
+        metrics["validation"] = _masked(model, validation) if has_mask(model) else {}
     return metrics
+
+
+def _masked(model: nn.Module, data: ImageSet) -> dict:
+    masks = collect_masks(model, data)
+    return {
+        "mask": mask_statistics(masks, data.labels, len(data.classes)),
+        "accuracy_with_mask_replaced": mask_controls(model, data, masks),
+    }
+
+
+def has_mask(model: nn.Module) -> bool:
+    """Whether the model has an energy mask."""
+    return any(isinstance(m, EnergyMask) for m in model.modules())
+
+
+def answers(model: nn.Module, data: ImageSet) -> Tensor:
+    """Which images are classified rightly, bool (N,)."""
+    return (predict(model, data).argmax(1) == data.labels).cpu()
+
+
+def progress(model: nn.Module, data: ImageSet) -> dict[str, float]:
+    """A row of the training curve: accuracy and, where a mask is on, its spread."""
+    row = {"val_accuracy": accuracy(model, data)}
+    if has_mask(model) and only_mask(model).enabled:
+        masks = collect_masks(model, data[:1_000])
+        found = mask_statistics(masks, data.labels[:1_000], len(data.classes))
+        del found["kept_by_class"]
+        row |= {f"val_{name}": value for name, value in found.items()}
+    return row

@@ -9,37 +9,109 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
 from ersm_lab import backbones, data, records, runs
+from ersm_lab.data import Augment
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig, run
 from ersm_lab.training import TrainSettings
 
 __all__ = ["Experiment", "Loaded", "experiments", "find", "run", "train_or_load", "valid_record"]
 
-SEEDS = {"smoke": (0,), "laptop": (0, 1, 2), "full": (0, 1, 2)}
+SEEDS = {"smoke": 1, "laptop": 3, "full": 3}
 
 BACKBONE = {"smoke": backbones.SMOKE, "laptop": backbones.LAPTOP, "full": backbones.FULL}
+_QUIET = dict(mask_noise_stop=0.8)  # the last fifth trains with the masks of a test
 TRAIN = {
-    "smoke": TrainSettings(epochs=6, batch_size=64),
-    "laptop": TrainSettings(epochs=10),
-    "full": TrainSettings(epochs=24, batch_size=1024, learning_rate=1.2),
+    "smoke": TrainSettings(epochs=6, batch_size=64, **_QUIET),
+    "laptop": TrainSettings(epochs=10, **_QUIET),
+    "full": TrainSettings(epochs=24, batch_size=1024, learning_rate=1.2, **_QUIET),
 }
 SHAPES_EPOCHS = {"smoke": 6, "laptop": 4, "full": 8}  # textured shapes are learned sooner
 IMAGES = {"smoke": 2_560, "laptop": None, "full": None}
-MASKS = {  # method -> its mask, at every scale
-    "dense": None,
-    "ersm": MaskPlace(layer="group1", preset="stable"),  # 16 x 16 tokens at laptop scale
-}
+# The ablation has many rows: at laptop scale its network is half as wide, with a dense one of its own.
+ABLATION_BACKBONE = BACKBONE | {"laptop": backbones.SLIM}
 # Absolute, for the same seed on another machine: differences of rounding grow into other weights.
 TOLERANCE = {"smoke": 0.15, "laptop": 0.01, "full": 0.01}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method: what distinguishes it at every scale.
+
+    Attributes:
+        mask: None for a dense network.
+        train: settings of `TrainSettings` that differ from the scale's.
+        ablation: whether its network is the ablation's.
+        seeds: at most so many.
+        checkpoint: keep the trained weights in the repository.
+    """
+
+    mask: MaskPlace | None = None
+    train: dict = field(default_factory=dict)
+    ablation: bool = False
+    seeds: int = 3
+    checkpoint: bool = False
+
+
+def _mask(layer: str = "group1", preset: str | None = "stable", **settings) -> MaskPlace:
+    return MaskPlace(layer=layer, preset=preset, settings=settings)
+
+
+def _ablation(mask: MaskPlace | None = None, *, seeds: int = 3, **train) -> Row:
+    return Row(mask=mask, train=train, ablation=True, seeds=seeds)
+
+
+# The layer as the paper writes it: soft gate of the logit, tokens as they are, everything trained
+# together from the first step, with the weights of lambda that `stable` has.
+_LITERAL = dict(preset=None, lambda_unary=0.05, lambda_pair=0.05)
+_FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
+
+LAMBDAS = (0.0, 0.02, 0.05, 0.1)  # of the grid, for the unary and the pairwise energy
+
+METHODS: dict[str, Row] = {
+    "dense": Row(checkpoint=True),
+    "ersm": Row(mask=_mask(), checkpoint=True),
+    "ablation-dense": _ablation(),
+    "ablation-ersm": _ablation(_mask()),
+    # the literal layer and what becomes of it
+    "literal": _ablation(_mask(**_LITERAL), mask_lr_factor=1.0, **_FROM_THE_START),
+    "literal-energy-gate": _ablation(
+        _mask(**_LITERAL, gate="energy"), mask_lr_factor=1.0, **_FROM_THE_START
+    ),
+    # one cure left out
+    "soft-gate": _ablation(_mask(hard=False)),
+    "no-noise": _ablation(_mask(noise=0.0)),
+    "attached-pairwise": _ablation(_mask(detach_pairwise=False)),
+    "mask-from-start": _ablation(_mask(), **_FROM_THE_START),
+    "no-ramp": _ablation(_mask(), mask_ramp=0.0),
+    "bias-plus-one": _ablation(_mask(bias_init=1.0)),
+    "full-mask-rate": _ablation(_mask(), mask_lr_factor=1.0),
+    "mask-weight-decay": _ablation(_mask(), mask_weight_decay=TrainSettings(epochs=1).weight_decay),
+    "no-projection": _ablation(_mask(dim=None)),
+    # which energy does what
+    "unary-only": _ablation(_mask(lambda_pair=0.0)),
+    "pair-only": _ablation(_mask(lambda_unary=0.0)),
+    "no-energy": _ablation(_mask(lambda_unary=0.0, lambda_pair=0.0)),
+    "eight-neighbours": _ablation(_mask(neighbourhood=8)),
+    "after-group2": _ablation(_mask(layer="group2")),
+    # controls
+    "random-half": _ablation(_mask(preset="random", keep=0.5)),
+    "cutout": _ablation(augment=Augment(cutout=12)),
+} | {
+    f"grid-unary{unary:g}-pair{pair:g}": _ablation(
+        _mask(lambda_unary=unary, lambda_pair=pair), seeds=1
+    )
+    for unary in LAMBDAS
+    for pair in LAMBDAS
+}
+
+
 def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
-    """Every experiment of a scale on one data set.
+    """Every experiment of a scale on one data set, in the order in which they are wanted.
 
     Args:
         scale: "smoke", "laptop" or "full".
@@ -63,16 +135,17 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
             scale=scale,
             seed=seed,
             config=RunConfig(
-                backbone=BACKBONE[scale],
-                mask=mask,
-                train=train,
+                backbone=(ABLATION_BACKBONE if row.ablation else BACKBONE)[scale],
+                mask=row.mask,
+                train=replace(train, **row.train),
                 train_images=IMAGES[scale],
                 test_images=IMAGES[scale],
             ),
             tolerance={"test_accuracy": TOLERANCE[scale]},
+            checkpoint=row.checkpoint,
         )
-        for seed in SEEDS[scale]
-        for method, mask in MASKS.items()
+        for method, row in METHODS.items()
+        for seed in range(min(row.seeds, SEEDS[scale]))
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from ersm_lab import data as lab_data
 from ersm_lab import evaluation, records
 from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
 from ersm_lab.checkpoints import save_atomically
+from ersm_lab.controls import attach_random_mask
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
@@ -28,7 +31,7 @@ class MaskPlace:
 
     Attributes:
         layer: the stage it follows.
-        preset: of `ersm_core.attach_energy_mask`.
+        preset: of `ersm_core.attach_energy_mask`, or "random" for `controls.attach_random_mask`.
         settings: of `ersm_core.EnergyMask`, taking precedence over the preset's.
     """
 
@@ -57,7 +60,12 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A run's name and settings. `tolerance`: how far a re-run's metrics may be from the record's."""
+    """A run's name and settings.
+
+    Attributes:
+        tolerance: how far a re-run's metrics may be from the record's.
+        checkpoint: keep the trained weights beside the record.
+    """
 
     method: str
     dataset: str
@@ -65,6 +73,7 @@ class Experiment:
     seed: int
     config: RunConfig
     tolerance: dict[str, float] = field(default_factory=dict)
+    checkpoint: bool = True
 
     @property
     def name(self) -> str:
@@ -75,6 +84,8 @@ def sources(experiment: Experiment) -> list[Path]:
     """The files whose code decides the outcome: their hash is in the record."""
     lab = Path(__file__).parent
     names = [*SOURCES, "shapes"] if experiment.dataset.startswith("shapes") else [*SOURCES]
+    if experiment.config.mask and experiment.config.mask.preset == "random":
+        names.append("controls")
     core = [lab.parent / "ersm_core.py"] if experiment.config.mask else []
     return core + [lab / f"{name}.py" for name in sorted(names)]
 
@@ -87,8 +98,10 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
         model = resnet18(classes=classes)
     else:
         model = CifarNet(config.backbone, classes=classes)
-    if config.mask:
-        place = config.mask
+    place = config.mask
+    if place and place.preset == "random":
+        attach_random_mask(model, place.layer, **place.settings)
+    elif place:
         attach_energy_mask(model, place.layer, preset=place.preset, **place.settings)
     return model
 
@@ -127,17 +140,22 @@ def run(experiment: Experiment, *, root: Path | None = None, progress: bool = Tr
         config.train,
         seed=experiment.seed,
         fabric=fabric,
-        after_epoch=lambda m: {"val_accuracy": evaluation.accuracy(m, validation)},
+        after_epoch=lambda m: evaluation.progress(m, validation),
         checkpoint=resume,
+        trunk=trunk_path(experiment, root),
         progress=progress,
     )
     begun = time.perf_counter()
     state = halve(model)
     test = lab_data.load(experiment.dataset, "test", limit=config.test_images).to(fabric.device)
-    metrics = evaluation.evaluate(model, test)
-    metrics["val_accuracy"] = evaluation.accuracy(model, validation)
-    path = checkpoint_path(experiment, root)
-    save_atomically(state, path)
+    metrics = evaluation.evaluate(model, test, validation=validation)
+    checkpoint = None
+    if experiment.checkpoint:
+        path = checkpoint_path(experiment, root)
+        save_atomically(state, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        checkpoint = {"file": path.relative_to(root).as_posix(), "sha256": digest}
+    shared = [row["seconds"] for row in curve if row.get("shared")]
     record = {
         **facts,
         "name": experiment.name,
@@ -149,15 +167,44 @@ def run(experiment: Experiment, *, root: Path | None = None, progress: bool = Tr
         "metrics": metrics,
         "tolerance": experiment.tolerance,
         "curve": curve,
-        "seconds": {"train": curve[-1]["seconds"], "evaluate": time.perf_counter() - begun},
-        "checkpoint": {
-            "file": path.relative_to(root).as_posix(),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "seconds": {
+            "train": curve[-1]["seconds"],
+            "shared": shared[-1] if shared else 0.0,
+            "evaluate": time.perf_counter() - begun,
         },
+        "answers": pack(evaluation.answers(model, test)),
+        "checkpoint": checkpoint,
     }
     records.write(record, root=root)
     resume.unlink(missing_ok=True)
     return record
+
+
+def trunk_path(experiment: Experiment, root: Path) -> Path:
+    """Where the epochs lie that this run shares with all that differ in nothing but their mask.
+
+    Named after everything that decides them: the sources but `ersm_core.py`, and the settings but
+    those of the mask.
+    """
+    plain = records.plain(experiment.config)
+    train = {k: v for k, v in plain["train"].items() if not k.startswith("mask_")}
+    start = experiment.config.train.mask_start
+    code = [path for path in sources(experiment) if path.name != "ersm_core.py"]
+    decisive = [records.source_hash(code)[0], plain | {"mask": None, "train": train}, start]
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    place = f"{experiment.scale}-{experiment.dataset}-seed{experiment.seed}-{digest}.pt"
+    return root / "data" / "cache" / "trunks" / place
+
+
+def pack(answers: torch.Tensor) -> str:
+    """Bools (N,) as base64 text, eight of them a byte; `unpack` is the way back."""
+    return base64.b64encode(np.packbits(answers.numpy()).tobytes()).decode()
+
+
+def unpack(text: str, count: int) -> torch.Tensor:
+    """Bools (count,) of a record's answers: which test images it classified rightly."""
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=count).astype(bool))
 
 
 def halve(model: nn.Module) -> dict[str, torch.Tensor]:

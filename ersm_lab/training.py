@@ -48,11 +48,13 @@ class TrainSettings:
         mask_weight_decay: coefficient of the masks' parameters.
         mask_start: share of the steps before which masks are off and the network is dense.
         mask_ramp: share of the steps over which the weight of L_reg then rises from 0 to 1.
+        mask_noise_stop: share of the steps from which hard masks train without noise, as in a test.
         ema_decay: keep an exponential moving average of the weights with this decay a step, which
             becomes the final network; 0 is off.
         augment: what is done to the images.
         precision: "auto", or a precision of Lightning Fabric. "auto" is bf16-mixed where the device
-            has matrix units for it (CUDA from compute capability 8, CPUs with AMX), else 32-true.
+            has matrix units for it (CUDA from compute capability 8, CPUs with AMX or
+            AVX512-BF16), else 32-true.
     """
 
     epochs: int
@@ -71,6 +73,7 @@ class TrainSettings:
     mask_weight_decay: float = 0.0
     mask_start: float = 0.6
     mask_ramp: float = 0.1
+    mask_noise_stop: float = 1.0
     ema_decay: float = 0.0
     augment: Augment = field(default_factory=Augment)
     precision: str = "auto"
@@ -81,8 +84,9 @@ def resolve_precision(precision: str, device: str = "cpu") -> str:
     if precision != "auto":
         return precision
     if device == "cpu":
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        return "bf16-mixed" if has_amx else "32-true"
+        tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # of torch, by version
+        fast = any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+        return "bf16-mixed" if fast else "32-true"
     return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "32-true"
 
 
@@ -109,6 +113,7 @@ def train(
     fabric: Fabric | None = None,
     after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
+    trunk: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train a model in place; on a CPU the same seed gives the same weights, also after a kill.
@@ -124,11 +129,14 @@ def train(
         fabric: devices and precision; None for this machine's best single device.
         after_epoch: measured on the model in evaluation mode after every epoch, for the curve.
         checkpoint: file that is written after every epoch and resumed from if there.
+        trunk: file of the epochs before `settings.mask_start`, in which networks that differ in
+            nothing but their mask are the same: continued from if there, else written on the way.
         progress: show a bar.
 
     Returns:
-        One row an epoch: epoch, loss, regulariser, kept (mean mask), learning_rate, seconds of
-        training since the start, and what `after_epoch` returned.
+        One row an epoch: epoch, steps since the start, loss, regulariser, kept (mean mask),
+        learning_rate, seconds of training since the start, what `after_epoch` returned, and
+        shared=True if it was taken from the trunk.
     """
     fabric = fabric or make_fabric(precision=settings.precision)
     batches = data.to(fabric.device).batches(
@@ -154,9 +162,13 @@ def train(
     model, optimiser = fabric.setup(bare, optimiser)
     curve: list[dict[str, float]] = []
     parts = {"model": bare, "optimiser": optimiser, "schedule": schedule, "average": average}
+    shared = int(settings.mask_start * settings.epochs) if average is None else 0  # epochs
     if checkpoint and checkpoint.is_file():
         curve = _resume(checkpoint, parts, settings, seed)
+    elif trunk and trunk.is_file() and shared:
+        curve = _branch(trunk, bare, optimiser, schedule)
     masks = [m for m in bare.modules() if isinstance(m, EnergyMask)]
+    noise = [mask.noise for mask in masks]
     bar = tqdm(
         total=total,
         initial=len(curve) * len(batches),
@@ -170,8 +182,9 @@ def train(
         begun, sums = time.perf_counter(), torch.zeros(3, device=fabric.device)
         for step, (x, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
             ramp = mask_ramp(step / total, settings)
-            for mask in masks:
-                mask.enabled = ramp is not None
+            quiet = step / total >= settings.mask_noise_stop
+            for mask, scale in zip(masks, noise, strict=True):
+                mask.enabled, mask.noise = ramp is not None, 0.0 if quiet else scale
             loss = F.cross_entropy(
                 model(x).float(), labels, label_smoothing=settings.label_smoothing
             )
@@ -188,21 +201,27 @@ def train(
             bar.update()
         loss, regulariser, kept = (fabric.all_reduce(sums) / len(batches)).tolist()
         seconds = time.perf_counter() - begun + (curve[-1]["seconds"] if curve else 0.0)
-        row = {"epoch": epoch + 1, "loss": loss, "regulariser": regulariser, "kept": kept}
+        row = {"epoch": epoch + 1, "steps": step + 1}
+        row |= {"loss": loss, "regulariser": regulariser, "kept": kept}
         row |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": seconds}
         if after_epoch is not None:
-            row |= after_epoch((average.module if average else bare).eval())
+            measured = average.module if average else bare
+            for mask in (m for m in measured.modules() if isinstance(m, EnergyMask)):
+                mask.enabled = ramp is not None  # the average is a copy with switches of its own
+            row |= after_epoch(measured.eval())
         curve.append(row)
         bar.set_postfix(
             {k: f"{v:.3f}" for k, v in row.items() if k in ("loss", "kept", "val_accuracy")}
         )
         if checkpoint and fabric.global_rank == 0:
             _save(checkpoint, parts, settings, seed, curve)
+        if trunk and epoch + 1 == shared and fabric.global_rank == 0:
+            _save_trunk(trunk, bare, optimiser, curve)
     bar.close()
-    for mask in masks:
-        mask.enabled = True
     if average is not None:
         bare.load_state_dict(average.module.state_dict())
+    for mask, scale in zip(masks, noise, strict=True):
+        mask.enabled, mask.noise = True, scale
     bare.eval()
     return curve
 
@@ -274,3 +293,37 @@ def _resume(path: Path, parts: dict, settings: TrainSettings, seed: int) -> list
         if part is not None:
             part.load_state_dict(saved["states"][name])
     return saved["curve"]
+
+
+def _save_trunk(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, curve: list[dict]
+) -> None:
+    """What networks with another mask, or none, can go on from: nothing of a mask is in it."""
+    in_masks = {id(p) for m in model.modules() if isinstance(m, EnergyMask) for p in m.parameters()}
+    numbered = [p for group in optimiser.param_groups for p in group["params"]]
+    state = optimiser.state_dict()["state"]  # by number; the masks' group is the last
+    state = {i: state[i] for i, p in enumerate(numbered) if i in state and id(p) not in in_masks}
+    save_atomically({"model": _without_masks(model), "optimiser": state, "curve": curve}, path)
+
+
+def _branch(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+) -> list[dict]:
+    """Go on from a trunk; masks keep the start they were made with."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(model.state_dict() | saved["model"])
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": saved["optimiser"]})
+    schedule.last_epoch = saved["curve"][-1]["steps"]
+    for group, peak, factor in zip(
+        optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = peak * factor(schedule.last_epoch)
+    return [row | {"shared": True} for row in saved["curve"]]
+
+
+def _without_masks(model: nn.Module) -> dict[str, Tensor]:
+    inside = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, EnergyMask))
+    return {name: v for name, v in model.state_dict().items() if not name.startswith(inside)}

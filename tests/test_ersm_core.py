@@ -340,6 +340,23 @@ def test_detach_pairwise_stops_the_pairwise_gradient_only(settings):
     assert all(parameter.grad.abs().max() > 0 for parameter in held.parameters())
 
 
+@pytest.mark.parametrize("settings", [{}, {"dim": 2}, {"patch_size": 2}])
+def test_detach_tokens_leaves_the_features_to_the_task(settings):
+    free = EnergyMask(3, **settings).double()
+    held = EnergyMask(3, detach_tokens=True, **settings).double()
+    held.load_state_dict(free.state_dict())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(free(x), held(x))
+    assert torch.autograd.grad(free.loss(), x)[0].abs().max() > 0
+    output = held(x)
+    grad = torch.autograd.grad(output.sum() + held.loss(), x, retain_graph=True)[0]
+    s = held.patch_size
+    spread = held.state.mask.repeat_interleave(s, 2).repeat_interleave(s, 3)
+    assert torch.equal(grad, spread.expand_as(x))  # that of m * x alone
+    (output.sum() + held.loss()).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in held.parameters())
+
+
 # --- noise of the hard gate ------------------------------------------------------------------------
 
 
@@ -369,6 +386,17 @@ def test_noise_is_drawn_in_training_only_and_repeats_with_the_seed():
     state_of_generator = torch.get_rng_state()
     assert torch.equal(mask(x), mask(x))
     assert torch.equal(torch.get_rng_state(), state_of_generator)
+
+
+def test_the_scale_of_the_noise_is_a_setting():
+    mask = EnergyMask(1, hard=True, noise=0.0)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(mask(x), mask.eval()(x))
+    mask = EnergyMask(1, hard=True, noise=0.5, bias_init=-1.0)
+    mask.weight.data.zero_()
+    mask(torch.randn(64, 1, 32, 32))
+    expected = 1 / (1 + math.exp(-1 / 0.5))  # P(-1 < 0.5 logistic)
+    assert mask.state.mask.mean().item() == pytest.approx(expected, abs=0.01)
 
 
 def test_a_soft_mask_has_no_noise_in_training():
@@ -515,6 +543,7 @@ def test_settings_take_precedence_over_a_preset():
         ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
         ({"patch_size": 1.5}, "patch_size must be a whole number of at least 1, got 1.5"),
         ({"lambda_unary": -0.1}, "lambda_unary must be finite and >= 0 .*got -0.1"),
+        ({"noise": -1.0}, "noise must be finite and >= 0 .*got -1"),
         ({"lambda_pair": -1}, "lambda_pair must be finite and >= 0 .*got -1"),
         ({"lambda_pair": math.nan}, "lambda_pair must be finite and >= 0 .*got nan"),
         ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),

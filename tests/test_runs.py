@@ -83,6 +83,7 @@ def test_a_run_writes_a_valid_record(home, record):
 
 def test_a_run_leaves_its_checkpoint_and_no_trace_of_resuming(home, record):
     files = {p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file()}
+    files = {name for name in files if not name.startswith("data/cache/trunks/")}
     assert files == {
         "data/results/smoke/shapes/ersm/seed0.json",
         "data/checkpoints/smoke/shapes/ersm/seed0.pt",
@@ -161,7 +162,7 @@ def test_a_restored_network_has_the_recorded_metrics(home, record):
     model = runs.restore(TINY, record, root=home)
     test = data.load("shapes", "test", limit=50)
     metrics = evaluation.evaluate(model, test)
-    assert metrics == {k: v for k, v in record["metrics"].items() if k != "val_accuracy"}
+    assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
     assert not any(module.training for module in model.modules())
 
 
@@ -238,8 +239,25 @@ def test_laptop_has_dense_and_masked_networks_with_three_seeds_each():
         assert len({repr(replace(e, seed=0)) for e in chosen}) == 1  # nothing else differs
         assert chosen[0].config.backbone == LAPTOP and chosen[0].config.train_images is None
         assert (chosen[0].config.mask is None) == (method == "dense")
-    train = {repr(e.config.train) for e in rows}
-    assert len(train) == 1  # all methods are trained alike
+    train = {repr(e.config.train) for e in rows if e.method in ("dense", "ersm")}
+    assert len(train) == 1  # both are trained alike
+
+
+def test_a_row_of_the_ablation_differs_from_its_masked_network_in_what_its_name_says():
+    rows = {e.method: e for e in experiments.experiments("laptop", dataset="cifar10") if not e.seed}
+    base = rows["ablation-ersm"].config
+    for name, settings in {
+        "soft-gate": {"hard": False},
+        "attached-pairwise": {"detach_pairwise": False},
+        "unary-only": {"lambda_pair": 0.0},
+        "eight-neighbours": {"neighbourhood": 8},
+    }.items():
+        mask = replace(base.mask, settings=base.mask.settings | settings)
+        assert rows[name].config == replace(base, mask=mask)
+    assert rows["no-ramp"].config == replace(base, train=replace(base.train, mask_ramp=0.0))
+    assert rows["ablation-dense"].config == replace(base, mask=None)
+    grid = [name for name in rows if name.startswith("grid-")]
+    assert len(grid) == len(experiments.LAMBDAS) ** 2
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "full"])
@@ -264,6 +282,40 @@ def test_an_unknown_scale_data_set_or_name_is_an_error_that_names_known_ones():
         experiments.experiments("smoke", dataset="mnist")
     with pytest.raises(LookupError, match=r"nearest names: .*laptop/cifar10/ersm/seed0"):
         experiments.find("laptop/cifar10/ersm/seed7")
+
+
+def test_methods_that_differ_in_nothing_but_their_mask_share_their_trunk(tmp_path):
+    def place(experiment):
+        return runs.trunk_path(experiment, tmp_path)
+
+    train = TINY.config.train
+    assert place(TINY) == place(changed(mask=None))
+    assert place(TINY) == place(changed(train=replace(train, mask_lr_factor=9.0, mask_ramp=0.0)))
+    assert place(TINY) != place(changed(train=replace(train, mask_start=0.0)))
+    assert place(TINY) != place(changed(train=replace(train, learning_rate=0.2)))
+    assert place(TINY) != place(replace(TINY, seed=1))
+
+
+def test_a_run_from_a_trunk_gives_the_metrics_of_one_without(tmp_path, record):
+    runs.run(changed(mask=None), root=tmp_path, progress=False)
+    branched = runs.run(TINY, root=tmp_path, progress=False)
+    assert branched["metrics"] == record["metrics"]
+    assert branched["answers"] == record["answers"]
+    assert 0 < branched["seconds"]["shared"] < branched["seconds"]["train"]
+    assert record["seconds"]["shared"] == 0
+
+
+def test_answers_are_those_of_the_restored_network(home, record):
+    images = data.load("shapes", "test", limit=50)
+    right = runs.unpack(record["answers"], 50)
+    assert torch.equal(right, evaluation.answers(runs.restore(TINY, record, root=home), images))
+    assert right.double().mean().item() == record["metrics"]["test_accuracy"]
+
+
+def test_a_run_that_keeps_no_checkpoint_records_none(tmp_path):
+    made = runs.run(replace(TINY, checkpoint=False), root=tmp_path, progress=False)
+    assert made["checkpoint"] is None
+    assert not (tmp_path / "data" / "checkpoints").exists()
 
 
 # --- train or load ---------------------------------------------------------------------------------

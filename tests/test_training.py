@@ -18,7 +18,7 @@ NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
     epochs=4, batch_size=32, learning_rate=0.1, mask_start=0.5, mask_ramp=0.25, precision="32-true"
 )
-ROW = {"epoch", "loss", "regulariser", "kept", "learning_rate", "seconds"}
+ROW = {"epoch", "steps", "loss", "regulariser", "kept", "learning_rate", "seconds"}
 
 
 class Killed(Exception):
@@ -157,9 +157,13 @@ def test_sgd_without_momentum_is_plain(images):
     assert group["momentum"] == 0 and not group["nesterov"]
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_is_bf16_only_where_the_cpu_has_units_for_it(monkeypatch, amx, expected):
+@pytest.mark.parametrize(
+    ("amx", "avx", "expected"),
+    [(True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")],
+)
+def test_auto_is_bf16_only_where_the_cpu_has_units_for_it(monkeypatch, amx, avx, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
     assert training.resolve_precision("auto", "cpu") == expected
     assert training.resolve_precision("64-true", "cpu") == "64-true"
 
@@ -387,3 +391,70 @@ def test_a_checkpoint_of_another_seed_is_refused(images, tmp_path):
     train(network(images), images, replace(SHORT, epochs=1), checkpoint=file)
     with pytest.raises(ValueError, match="checkpoint of another run"):
         train(network(images), images, replace(SHORT, epochs=1), checkpoint=file, seed=1)
+
+
+# --- the trunk that networks share before their masks are on -----------------------------------------
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_a_network_that_branches_off_a_dense_trunk_is_the_one_trained_from_the_start(
+    images, tmp_path, optimiser
+):
+    settings = replace(SHORT, optimiser=optimiser)
+    trunk = tmp_path / "trunk.pt"
+    train(network(images), images, settings, trunk=trunk)  # dense, writes it
+    whole, branched = network(images, "hard"), network(images, "hard")
+    long = train(whole, images, settings)
+    short = train(branched, images, settings, trunk=trunk)
+    assert [row.get("shared", False) for row in short] == [True, True, False, False]
+    assert_same(weights(whole), weights(branched))
+    shorn = [{k: v for k, v in row.items() if k != "shared"} for row in without_seconds(short)]
+    assert shorn == without_seconds(long)
+
+
+def test_a_masked_network_leaves_a_trunk_without_its_mask(images, tmp_path):
+    trunk = tmp_path / "trunk.pt"
+    train(network(images, "hard"), images, trunk=trunk)
+    dense, branched = network(images), network(images)
+    train(dense, images)
+    train(branched, images, trunk=trunk)
+    assert_same(weights(dense), weights(branched))
+
+
+def test_there_is_no_trunk_where_the_mask_is_on_from_the_start_or_weights_are_averaged(
+    images, tmp_path
+):
+    trunk = tmp_path / "trunk.pt"
+    for changes in (dict(mask_start=0.0), dict(ema_decay=0.9)):
+        train(network(images, "hard"), images, replace(SHORT, epochs=2, **changes), trunk=trunk)
+        assert not trunk.exists()
+
+
+# --- noise and averages --------------------------------------------------------------------------------
+
+
+def test_noise_stops_when_told_and_is_back_afterwards(images, monkeypatch):
+    model = network(images, "hard")
+    mask, seen = evaluation.only_mask(model), []
+    original = type(mask)._mask
+
+    def spy(self, z):
+        if self.training:
+            seen.append(self.noise)
+        return original(self, z)
+
+    monkeypatch.setattr(type(mask), "_mask", spy)
+    train(model, images, replace(SHORT, mask_noise_stop=0.75))  # 3 steps an epoch, masks on after 2
+    assert seen == [1.0] * 3 + [0.0] * 3
+    assert mask.noise == 1.0
+
+
+def test_an_averaged_network_is_measured_dense_before_its_mask_is_on(images):
+    on = []
+
+    def look(model):
+        on.append(evaluation.only_mask(model).enabled)
+        return {}
+
+    train(network(images, "hard"), images, replace(SHORT, ema_decay=0.9), after_epoch=look)
+    assert on == [False, False, True, True]
