@@ -172,7 +172,7 @@ def _record(experiment: Experiment, root: Path | None = None) -> dict | None:
     """The experiment's record if it was made with these settings, by whatever sources."""
     try:
         record = records.read(experiment.name, root=root)
-    except records.RecordNotFound:
+    except (records.RecordNotFound, records.RecordError):  # one of an older schema is none
         return None
     return record if record["config"] == records.plain(experiment.config) else None
 

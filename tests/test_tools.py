@@ -59,6 +59,13 @@ def test_a_sound_book_passes(site):
     assert (report.pages, report.figures, report.problems) == (2, 1, [])
 
 
+def test_a_picture_may_be_stored_in_its_page(site):
+    path = site / "html/notebooks/one.html"
+    image = f'<img alt="A frame." src="data:image/png;base64,{"A" * 10_000}"/>'
+    path.write_text(path.read_text().replace("</section>", image + "</section>"))
+    assert check_book(site / "html", site / "stage").problems == []
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "complaint"),
     [

@@ -127,8 +127,9 @@ def figure_files(notebook: nbformat.NotebookNode) -> list[str]:
 
 def check_figures(page: BeautifulSoup, path: Path, notebook: Path) -> list[str]:
     """Every picture that a notebook's cells show is a file of the book, and its page shows it."""
-    shown = {unquote(str(image.get("src", ""))) for image in page.find_all("img")}
-    shown = {Path(os.path.normpath(path.parent / source)) for source in shown}
+    sources = {unquote(str(image.get("src", ""))) for image in page.find_all("img")}
+    local = {source for source in sources if not source.startswith("data:")}
+    shown = {Path(os.path.normpath(path.parent / source)) for source in local}
     files = {file.name: file for file in shown if file.is_file() and file.stat().st_size > 0}
     return [
         f"the notebook's figure {name} is not shown"
