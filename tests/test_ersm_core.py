@@ -521,7 +521,7 @@ def test_published_is_what_the_authors_released(fixed_bias):
 def test_stable_is_a_hard_noisy_projected_gate_that_starts_open():
     mask = EnergyMask.stable(8)
     assert (mask.hard, mask.temperature, mask.gate) == (True, 0.5, "logit")
-    assert (mask.lambda_unary, mask.lambda_pair) == (0.05, 0.05)
+    assert (mask.lambda_unary, mask.lambda_pair) == (0.03, 0.03)
     assert (mask.neighbourhood, mask.detach_pairwise) == (4, True)
     assert mask.project.weight.shape == (16, 8, 1, 1) and mask.bias == -1
     mask.eval()(torch.randn(8, 8, 6, 6))

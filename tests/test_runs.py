@@ -256,8 +256,10 @@ def test_a_row_of_the_ablation_differs_from_its_masked_network_in_what_its_name_
         assert rows[name].config == replace(base, mask=mask)
     assert rows["no-ramp"].config == replace(base, train=replace(base.train, mask_ramp=0.0))
     assert rows["ablation-dense"].config == replace(base, mask=None)
-    grid = [name for name in rows if name.startswith("grid-")]
-    assert len(grid) == len(experiments.LAMBDAS) ** 2
+    corners = ["ablation-ersm", "unary-only", "pair-only", "no-energy"]
+    grid = corners + [name for name in rows if name.startswith("grid-")]
+    weights = {repr(experiments.lambdas(rows[name])) for name in grid}
+    assert len(weights) == len(grid) == len(experiments.LAMBDAS) ** 2
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "full"])
