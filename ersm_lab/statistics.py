@@ -1,0 +1,102 @@
+"""How far two methods differ, and how sure that is: paired over seeds and test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from ersm_lab import records, runs
+
+TEST_IMAGES = 10_000  # of every data set of the bench, where a run was not told to use fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Test accuracy of one method minus that of another, in percentage points.
+
+    Attributes:
+        mean: over seeds and test images.
+        low, high: ends of the confidence interval.
+        seeds: the seeds that both methods have.
+        by_seed: the difference of each.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    by_seed: tuple[float, ...]
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def difference(
+    method: Sequence[dict],
+    base: Sequence[dict],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Difference:
+    """Paired difference of test accuracy with a bootstrap interval.
+
+    Seeds and test images are both drawn again, with replacement and independently of each other (a
+    crossed bootstrap; Owen, 2007, arXiv:0711.1775, calls it the pigeonhole bootstrap), each network
+    beside the one of the same seed and each image beside itself. With few seeds the interval is
+    too narrow as far as new seeds go; with one it speaks of these two networks and new images only.
+
+    Args:
+        method, base: the records of the seeds of two methods, on the same test images.
+        confidence: of the interval, 0 to 1.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no seed in common, or records without answers or of other images.
+    """
+    right = {name: _answers(group) for name, group in {"method": method, "base": base}.items()}
+    seeds = tuple(sorted(right["method"].keys() & right["base"].keys()))
+    if not seeds:
+        raise ValueError("the two methods have no seed in common: record one for both")
+    pairs = [(right["method"][s], right["base"][s]) for s in seeds]
+    if len({len(a) for pair in pairs for a in pair}) != 1:
+        raise ValueError("the records are of different test images")
+    gaps = np.stack([a.astype(np.int8) - b for a, b in pairs])  # (seeds, images)
+    found = stats.bootstrap(
+        (np.arange(len(seeds)), np.arange(gaps.shape[1])) if len(seeds) > 1 else (gaps[0],),
+        (lambda s, i: gaps[np.ix_(s, i)].mean()) if len(seeds) > 1 else np.mean,
+        vectorized=False,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    by_seed = tuple((100 * gaps.mean(1)).tolist())
+    return Difference(
+        mean=100 * gaps.mean(),
+        low=100 * found.low,
+        high=100 * found.high,
+        seeds=seeds,
+        by_seed=by_seed,
+    )
+
+
+def of(method: str, *, dataset: str, scale: str) -> list[dict]:
+    """The records of all seeds of a method; none is an empty list."""
+    return records.read_all(scale=scale, dataset=dataset, method=method)
+
+
+def _answers(group: Sequence[dict]) -> dict[int, np.ndarray]:
+    """Which test images each seed's network classified rightly, (N,) bools by seed."""
+    answers = {}
+    for record in group:
+        if record["answers"] is None:
+            raise ValueError(f"{record['name']} holds no answers: run it again")
+        count = record["config"].get("test_images") or TEST_IMAGES
+        answers[record["seed"]] = runs.unpack(record["answers"], count).numpy()
+    return answers
