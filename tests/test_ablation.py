@@ -1,0 +1,91 @@
+"""The ablation's tables and its grid: what is predicted, what is drawn, what is missing."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from ersm_core import attach_energy_mask, energy_states
+from ersm_lab import ablation, backbones, data
+from ersm_lab.ablation import Cell, predicted
+
+
+@pytest.mark.parametrize(
+    ("unary", "pair", "start", "phase"),
+    [
+        (0.0, 0.0, -1.0, "keeps"),
+        (0.1, 0.0, -1.0, "keeps"),  # the unary term alone favours keeping
+        (0.1, 0.0, 1.0, "drops from its start"),  # beyond softplus(z) = 1
+        (0.0, 0.1, -1.0, "drops"),  # nothing holds against the pairwise term
+        (0.1, 0.1, -1.0, "drops"),  # c = 0.2 > lambda_unary
+        (0.1, 0.045, -1.0, "drops from its start"),  # c = 0.09: watershed at softplus = 0.1
+        (0.1, 0.02, -1.0, "keeps"),  # c = 0.04: watershed at softplus = 0.6
+    ],
+)
+def test_prediction_follows_the_watershed(unary, pair, start, phase):
+    assert predicted(unary, pair, cost=2.0, start=start) == phase
+
+
+@pytest.fixture
+def masked():
+    torch.manual_seed(0)
+    model = backbones.CifarNet(backbones.SMOKE)
+    return attach_energy_mask(model, "group1", preset="stable", lambda_pair=0.5).eval()
+
+
+def test_median_pair_cost_is_that_of_the_tokens(masked):
+    images = data.load("shapes", "test", limit=20)
+    cost = ablation.median_pair_cost(masked, images)
+    with torch.no_grad():
+        masked(images.normalise(images.images))
+    pairwise = energy_states(masked)["group1"].pairwise
+    assert cost == pytest.approx(pairwise.median().item() / 0.5, rel=0.02)
+
+
+def test_median_pair_cost_without_a_pairwise_energy_is_an_error(masked):
+    masked.group1.energy_mask.lambda_pair = 0.0
+    with pytest.raises(ValueError, match="lambda_pair = 0"):
+        ablation.median_pair_cost(masked, data.load("shapes", "test", limit=20))
+
+
+def made(accuracy, kept):
+    metrics = {"test_accuracy": accuracy, "mask": {"kept_fraction": kept}}
+    return {"seed": 0, "metrics": metrics}
+
+
+CELLS = [
+    Cell(lambda_unary=0.0, lambda_pair=0.0, method="no-energy", record=made(0.88, 1.0)),
+    Cell(lambda_unary=0.1, lambda_pair=0.0, method="unary", record=None),
+    Cell(lambda_unary=0.0, lambda_pair=0.1, method="pair", record=made(0.85, 0.25)),
+    Cell(lambda_unary=0.1, lambda_pair=0.1, method="both", record=made(0.86, 0.95)),
+]
+
+
+def test_the_grid_shows_kept_share_accuracy_and_what_is_missing():
+    dense = {"seed": 0, "metrics": {"test_accuracy": 0.88}}
+    figure = ablation.draw_grid(CELLS, dense, cost=2.0, start=-1.0)
+    (axis,) = figure.axes
+    texts = [text.get_text() for text in axis.texts]
+    assert "100 % kept\n+0.0 points" in texts and "25 % kept\n-3.0 points" in texts
+    assert "not recorded\nyet" in texts
+    hatches = {patch.get_hatch() for patch in axis.patches}
+    assert {"", "xx"} <= hatches
+    plt.close("all")
+
+
+def test_agreement_counts_cells_by_prediction():
+    table = ablation.agreement_with_prediction(CELLS, cost=2.0, start=-1.0)
+    kept, dropped = table.rows
+    assert kept[1:] == ["1", "1", "100 to 100 %"]
+    assert dropped[1:] == ["2", "1", "25 to 95 %"]
+
+
+def test_missing_records_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
+    table = ablation.differences(["ersm"], base="dense")
+    assert table.rows[0][2] == "not recorded yet"
+    assert "not recorded yet" in ablation.verdicts(["ersm"], base="dense").rows[0]
+    cells = ablation.grid()
+    assert len(cells) == 16 and all(cell.record is None for cell in cells)
+    assert {(c.lambda_unary, c.lambda_pair) for c in cells if c.method == "unary-only"} == {
+        (0.03, 0.0)
+    }
