@@ -214,14 +214,14 @@ class EnergyMask(nn.Module):
     def stable(cls, channels: int, **settings) -> EnergyMask:
         """Settings under which a mask inside a network becomes sparse and input-adaptive.
 
-        Ours, not the authors': a hard binary-concrete gate at T = 0.5 (normalisation layers cannot
-        rescale a 0/1 mask away), detached pairwise tokens, 4 neighbours, 16 projected channels, bias
-        -1 (starts by keeping most). Switch the mask on late, ramp its loss, give it a lower learning
-        rate and no weight decay, and set `noise` to 0 for the last part of the training, so that the
-        network has seen the masks of a test. Other settings go to `EnergyMask` and take precedence.
+        Ours, not the authors': a hard straight-through gate at T = 0.5 (normalisation layers cannot
+        rescale a 0/1 mask away) without noise (so that training sees the masks of a test), detached
+        pairwise tokens, 4 neighbours, 16 projected channels, bias -1 (starts by keeping most). Switch
+        the mask on late, ramp its loss, give it a lower learning rate and no weight decay. Other
+        settings go to `EnergyMask` and take precedence.
         """
-        preset = dict(dim=16, lambda_unary=0.03, lambda_pair=0.03, neighbourhood=4, gate="logit")
-        preset |= dict(temperature=0.5, hard=True, detach_pairwise=True, bias_init=-1.0)
+        preset = dict(dim=16, lambda_unary=0.02, lambda_pair=0.02, neighbourhood=4, gate="logit")
+        preset |= dict(temperature=0.5, hard=True, noise=0.0, detach_pairwise=True, bias_init=-1.0)
         return cls(channels, **(preset | settings))
 
     def forward(self, x: Tensor) -> Tensor:

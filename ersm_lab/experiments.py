@@ -15,9 +15,11 @@ from pathlib import Path
 from torch import nn
 
 from ersm_core import EnergyMask
-from ersm_lab import backbones, data, records, runs
+from ersm_lab import backbones, data, protocol_runs, records, runs
 from ersm_lab.data import Augment
-from ersm_lab.runs import Experiment, MaskPlace, RunConfig, run
+from ersm_lab.protocol_runs import PublishedConfig
+from ersm_lab.protocols import PUBLISHED_TRAINING
+from ersm_lab.runs import Experiment, MaskPlace, RunConfig
 from ersm_lab.training import TrainSettings
 
 __all__ = ["Experiment", "Loaded", "experiments", "find", "run", "train_or_load", "valid_record"]
@@ -25,7 +27,7 @@ __all__ = ["Experiment", "Loaded", "experiments", "find", "run", "train_or_load"
 SEEDS = {"smoke": 1, "laptop": 3, "full": 3}
 
 BACKBONE = {"smoke": backbones.SMOKE, "laptop": backbones.LAPTOP, "full": backbones.FULL}
-_QUIET = dict(mask_noise_stop=0.8)  # the last fifth trains with the masks of a test
+_QUIET = dict(mask_noise_stop=0.8)  # where a mask has noise, the last fifth trains without
 TRAIN = {
     "smoke": TrainSettings(epochs=6, batch_size=64, **_QUIET),
     "laptop": TrainSettings(epochs=10, **_QUIET),
@@ -68,10 +70,10 @@ def _ablation(mask: MaskPlace | None = None, *, seeds: int = 3, **train) -> Row:
 
 # The layer as the paper writes it: soft gate of the logit, tokens as they are, everything trained
 # together from the first step, with the weights of lambda that `stable` has.
-_LITERAL = dict(preset=None, lambda_unary=0.03, lambda_pair=0.03)
+_LITERAL = dict(preset=None, lambda_unary=0.02, lambda_pair=0.02)
 _FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
 
-LAMBDAS = (0.0, 0.015, 0.03, 0.1)  # of the grid, for the unary and the pairwise energy
+LAMBDAS = (0.0, 0.01, 0.02, 0.05)  # of the grid, for the unary and the pairwise energy
 
 METHODS: dict[str, Row] = {
     "dense": Row(checkpoint=True),
@@ -85,8 +87,8 @@ METHODS: dict[str, Row] = {
     ),
     # one cure left out
     "soft-gate": _ablation(_mask(hard=False)),
-    "no-noise": _ablation(_mask(noise=0.0)),
-    "noise-to-the-end": _ablation(_mask(), mask_noise_stop=1.0),
+    "noise-at-first": _ablation(_mask(noise=1.0)),
+    "noise-to-the-end": _ablation(_mask(noise=1.0), mask_noise_stop=1.0),
     "attached-pairwise": _ablation(_mask(detach_pairwise=False)),
     "mask-from-start": _ablation(_mask(), **_FROM_THE_START),
     "no-ramp": _ablation(_mask(), mask_ramp=0.0),
@@ -109,7 +111,25 @@ METHODS: dict[str, Row] = {
     )
     for unary in LAMBDAS
     for pair in LAMBDAS
-    if not {unary, pair} <= {0.0, 0.03}  # these have rows of their own, with more seeds
+    if not {unary, pair} <= {0.0, 0.02}  # these have rows of their own, with more seeds
+}
+
+# The published protocol (`protocol_runs`) on frozen maps of "ablation-dense": what distinguishes each
+# row; `mask` are settings of `EnergyMask.published`. As released, its biases do not train.
+_RELEASED = dict(fixed_bias=True)
+PUBLISHED: dict[str, dict] = {
+    "published-no-mask": dict(mask=None),
+    "published-as-released": dict(mask=_RELEASED, checkpoint=True),
+    "published-lambda-0": dict(mask=_RELEASED | dict(lambda_unary=0.0, lambda_pair=0.0)),
+    "published-lambda-1e-2": dict(mask=_RELEASED | dict(lambda_unary=1e-2, lambda_pair=1e-2)),
+    "published-lambda-1e-1": dict(
+        mask=_RELEASED | dict(lambda_unary=0.1, lambda_pair=0.1), checkpoint=True
+    ),
+    "published-as-written": dict(mask={}, learned_positions=True),
+    "published-open": dict(mask=_RELEASED | dict(bias_init=-2.0)),
+    "published-bias-zero": dict(mask=_RELEASED | dict(bias_init=0.0)),
+    "published-patch-2": dict(mask=_RELEASED | dict(patch_size=2)),
+    "published-high-rate": dict(mask=_RELEASED, learning_rate=1e-2),
 }
 
 
@@ -131,7 +151,7 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     train = TRAIN[scale]
     if dataset.startswith("shapes"):
         train = replace(train, epochs=SHAPES_EPOCHS[scale])
-    return [
+    trained = [
         Experiment(
             method=method,
             dataset=dataset,
@@ -150,6 +170,51 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
         for method, row in METHODS.items()
         for seed in range(min(row.seeds, SEEDS[scale]))
     ]
+    return trained + [
+        _published(method, dataset, scale, seed)
+        for method in PUBLISHED
+        for seed in range(SEEDS[scale])
+    ]
+
+
+def _published(method: str, dataset: str, scale: str, seed: int) -> Experiment:
+    row = PUBLISHED[method]
+    rate = row.get("learning_rate", PUBLISHED_TRAINING.learning_rate)
+    return Experiment(
+        method=method,
+        dataset=dataset,
+        scale=scale,
+        seed=seed,
+        config=PublishedConfig(
+            mask=row["mask"],
+            learned_positions=row.get("learned_positions", False),
+            train=replace(PUBLISHED_TRAINING, learning_rate=rate),
+            train_images=IMAGES[scale],
+            test_images=IMAGES[scale],
+        ),
+        tolerance={"test_accuracy": TOLERANCE[scale]},
+        checkpoint=row.get("checkpoint", False),
+    )
+
+
+def run(experiment: Experiment, *, root: Path | None = None, progress: bool = True) -> dict:
+    """Run an experiment of either kind and write its record; see `runs.run`, `protocol_runs.run`.
+
+    The network that the published protocol freezes is loaded if there is one, else trained first.
+    """
+    if not isinstance(experiment.config, PublishedConfig):
+        return runs.run(experiment, root=root, progress=progress)
+    backbone = _backbone_of(experiment, progress)
+    return protocol_runs.run(experiment, backbone=backbone, root=root, progress=progress)
+
+
+def _backbone_of(experiment: Experiment, progress: bool) -> protocol_runs.Backbone:
+    def find_backbone(method: str) -> tuple[nn.Module, dict]:
+        place = {"scale": experiment.scale, "dataset": experiment.dataset}
+        found = train_or_load(method, seed=experiment.seed, progress=progress, **place)
+        return found.model, found.record
+
+    return find_backbone
 
 
 def lambdas(experiment: Experiment) -> tuple[float, float]:
@@ -182,7 +247,15 @@ def find(name: str) -> Experiment:
 def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | None:
     """The experiment's record if it was made with these settings and today's sources, else None."""
     record = _record(experiment, root)
-    return record if record and records.is_current(record) else None
+    if record is None or not records.is_current(record):
+        return None
+    if isinstance(experiment.config, PublishedConfig):  # its backbone must be the one of today
+        place = f"{experiment.scale}/{experiment.dataset}"
+        base = _record(find(f"{place}/{experiment.config.backbone}/seed{experiment.seed}"), root)
+        known = base and base["checkpoint"] and protocol_runs.fingerprint(base)
+        if known and known != record["metrics"]["backbone"]["fingerprint"]:
+            return None
+    return record
 
 
 def _record(experiment: Experiment, root: Path | None = None) -> dict | None:
@@ -237,15 +310,22 @@ def train_or_load(
             continue
         if record["checkpoint"] and (root / record["checkpoint"]["file"]).is_file():
             try:
-                model = runs.restore(experiment, record, root=root)
+                model = _restore(experiment, record, root, progress)
             except RuntimeError:  # today's network has other parameters than the recorded one
                 if not stale:
                     raise
                 continue
             return Loaded(model=model, record=record, note=_note("loaded", record, stale))
     record = run(experiment, root=cache, progress=progress)
-    model = runs.restore(experiment, record, root=cache)
+    model = _restore(experiment, record, cache, progress)
     return Loaded(model=model, record=record, note=_note("trained now", record, False))
+
+
+def _restore(experiment: Experiment, record: dict, root: Path, progress: bool) -> nn.Module:
+    if not isinstance(experiment.config, PublishedConfig):
+        return runs.restore(experiment, record, root=root)
+    backbone = _backbone_of(experiment, progress)
+    return protocol_runs.restore(experiment, record, backbone=backbone, root=root)
 
 
 def _note(how: str, record: dict, stale: bool) -> str:

@@ -87,5 +87,5 @@ def test_missing_records_are_named(tmp_path, monkeypatch):
     cells = ablation.grid()
     assert len(cells) == 16 and all(cell.record is None for cell in cells)
     assert {(c.lambda_unary, c.lambda_pair) for c in cells if c.method == "unary-only"} == {
-        (0.03, 0.0)
+        (0.02, 0.0)
     }

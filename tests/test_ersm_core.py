@@ -518,10 +518,10 @@ def test_published_is_what_the_authors_released(fixed_bias):
     torch.testing.assert_close(mask.state.mask, torch.full((1, 1, 4, 4), 1 / (1 + math.exp(6))))
 
 
-def test_stable_is_a_hard_noisy_projected_gate_that_starts_open():
+def test_stable_is_a_hard_projected_gate_without_noise_that_starts_open():
     mask = EnergyMask.stable(8)
-    assert (mask.hard, mask.temperature, mask.gate) == (True, 0.5, "logit")
-    assert (mask.lambda_unary, mask.lambda_pair) == (0.03, 0.03)
+    assert (mask.hard, mask.noise, mask.temperature, mask.gate) == (True, 0.0, 0.5, "logit")
+    assert (mask.lambda_unary, mask.lambda_pair) == (0.02, 0.02)
     assert (mask.neighbourhood, mask.detach_pairwise) == (4, True)
     assert mask.project.weight.shape == (16, 8, 1, 1) and mask.bias == -1
     mask.eval()(torch.randn(8, 8, 6, 6))

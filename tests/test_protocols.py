@@ -111,3 +111,30 @@ def test_feature_batches_visit_every_image_once_and_share(backbone, images):
     shares = [features.batches(**settings, rank=r, world_size=2).epoch(0) for r in (0, 1)]
     for batch, (_, first), (_, second) in zip(whole, *shares, strict=True):
         assert torch.equal(torch.cat([first, second]), batch)
+
+
+def test_unpooled_gives_a_map_of_twice_the_side_and_the_same_convolutions(backbone, images):
+    finer = protocols.unpooled(backbone)
+    assert protocols.published(finer, "group3", classes=10).maps(
+        torch.randn(2, 3, 32, 32)
+    ).shape == (
+        2,
+        32,
+        8,
+        8,
+    )
+    x = backbone.group2(backbone.group1(backbone.stem(images.normalise(images.images[:4]))))
+    conv, _, norm, _ = backbone.group3
+    torch.testing.assert_close(finer.group3(x), norm(conv(x)).relu())
+    assert finer.state_dict().keys() == backbone.state_dict().keys()
+    assert isinstance(backbone.group3[1], torch.nn.MaxPool2d)  # the original is as it was
+    with pytest.raises(ValueError, match="no max-pooling"):
+        protocols.unpooled(backbone, "group1")
+
+
+def test_a_part_of_a_feature_set(backbone, images):
+    features = protocols.cache_features(protocols.published(backbone, "group3", classes=10), images)
+    part = features[10:15]
+    assert len(part) == 5 and torch.equal(part.maps, features.maps[10:15])
+    assert torch.equal(part.labels, images.labels[10:15])
+    assert features.maps.is_contiguous(memory_format=torch.channels_last)

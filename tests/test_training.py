@@ -36,7 +36,8 @@ def network(images, mask=None, **settings):
     model = CifarNet(NET)
     model.whiten(images.normalise(images.images))
     if mask:
-        attach_energy_mask(model, "group1", preset="stable", hard=mask == "hard", **settings)
+        settings = {"hard": mask == "hard", "noise": 1.0} | settings
+        attach_energy_mask(model, "group1", preset="stable", **settings)
     return model
 
 
