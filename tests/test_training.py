@@ -185,7 +185,7 @@ def test_a_short_run_learns_textured_shapes(easy, mask):
     model = CifarNet(CifarNetSettings(widths=(16, 32, 32), depth=1))
     model.whiten(images.normalise(images.images))
     if mask:
-        attach_energy_mask(model, "group1", preset="stable")
+        attach_energy_mask(model, "group1", preset="stable", noise=1.0, lambda_pair=0.05)
     before = evaluation.accuracy(model, held_out)
     curve = train(model, images, replace(SHORT, epochs=6, batch_size=25))
     assert before < 0.2
