@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from ersm_lab import experiments, records, tables
-from ersm_lab.claims import accuracy_is_preserved, sparsity_adapts
+from ersm_lab.claims import CRITERIA, Criteria, accuracy_is_preserved, sparsity_adapts
 from ersm_lab.data import ImageSet
 from ersm_lab.energy_theory import Landscape
 from ersm_lab.evaluation import evaluating, only_mask
@@ -218,16 +218,20 @@ def agreement_with_prediction(cells: Sequence[Cell], *, cost: float, start: floa
     return Table(header=header, rows=rows, caption="The grid against the prediction")
 
 
-
 def search(
-    *, base: str, seed: int = 0, kept: float = 0.7, dataset: str = "cifar10", scale: str = "laptop"
+    *,
+    base: str,
+    seed: int = 0,
+    criteria: Criteria = CRITERIA,
+    dataset: str = "cifar10",
+    scale: str = "laptop",
 ) -> Table:
     """Every recorded mask of one seed by its *validation* accuracy, to choose a setting from.
 
     Args:
         base: the dense network's method.
         seed: of the records; the grid has this one only.
-        kept: a mask that keeps more than this share is listed, but not eligible.
+        criteria: of claim (b), on validation images; masks that miss one are not eligible.
         dataset, scale: which records.
     """
     found = {}
@@ -242,15 +246,22 @@ def search(
         if record["config"]["backbone"] != backbone or "mask" not in metrics["validation"]:
             continue
         share = metrics["validation"]["mask"]["kept_fraction"]
+        differs = metrics["validation"]["mask"]["between_images_sd"] >= criteria.between_images
         other = metrics["validation"]["accuracy_with_mask_replaced"]["other_image"]
         gap = 100 * (metrics["val_accuracy"] - dense[0]["metrics"]["val_accuracy"])
         costs = 100 * (metrics["val_accuracy"] - other)
-        eligible = share <= kept and costs >= 1
+        eligible = share <= criteria.kept and differs and costs >= criteria.other_image
         rows.append((gap, method, share, costs, eligible))
     rows.sort(reverse=True)
     shown = [
         [method, f"{gap:+.2f}", f"{100 * share:.0f} %", f"{costs:.1f}", "yes" if good else "no"]
         for gap, method, share, costs, good in rows
     ]
-    header = ["method", "to dense [points]", "kept", "other image's mask costs [points]", "eligible"]
+    header = [
+        "method",
+        "to dense [points]",
+        "kept",
+        "other image's mask costs [points]",
+        "eligible",
+    ]
     return Table(header=header, rows=shown, caption=f"Validation images, seed {seed}, best first")

@@ -89,3 +89,43 @@ def test_missing_records_are_named(tmp_path, monkeypatch):
     assert {(c.lambda_unary, c.lambda_pair) for c in cells if c.method == "unary-only"} == {
         (0.02, 0.0)
     }
+
+
+def masked_record(seed, val, kept, between, other):
+    controls = {"other_image": other}
+    mask = {"kept_fraction": kept, "between_images_sd": between}
+    validation = {"mask": mask, "accuracy_with_mask_replaced": controls}
+    return {
+        "seed": seed,
+        "config": {"backbone": {}, "mask": {"layer": "group1"}},
+        "metrics": {"val_accuracy": val, "validation": validation},
+    }
+
+
+def test_the_search_orders_by_validation_and_admits_only_masks_that_adapt(monkeypatch):
+    made = {
+        "adaptive": masked_record(0, 0.86, 0.5, 0.1, 0.80),
+        "scaled": masked_record(0, 0.88, 0.01, 0.0007, 0.86),  # collapsed, and yet it "costs"
+        "open": masked_record(0, 0.87, 1.0, 0.0, 0.87),
+        "second seed": masked_record(1, 0.99, 0.5, 0.1, 0.80),
+    }
+    made = {name: r | {"method": name} for name, r in made.items()}
+    dense = {
+        "seed": 0,
+        "method": "dense",
+        "config": {"backbone": {}, "mask": None},
+        "metrics": {"val_accuracy": 0.88, "validation": {}},
+    }
+
+    def read_all(*, scale, dataset, method=None):
+        return [dense] if method == "dense" else [dense, *made.values()]
+
+    monkeypatch.setattr(ablation.records, "read_all", read_all)
+    monkeypatch.setattr(ablation.records, "read", lambda name: made[name.split("/")[2]])
+    table = ablation.search(base="dense")
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("scaled", "no"),
+        ("open", "no"),
+        ("adaptive", "yes"),
+    ]
+    assert table.rows[2][1:4] == ["-2.00", "50 %", "6.0"]
