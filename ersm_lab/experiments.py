@@ -130,6 +130,7 @@ PUBLISHED: dict[str, dict] = {
     "published-bias-zero": dict(mask=_RELEASED | dict(bias_init=0.0)),
     "published-patch-2": dict(mask=_RELEASED | dict(patch_size=2)),
     "published-high-rate": dict(mask=_RELEASED, learning_rate=1e-2),
+    "published-high-rate-no-mask": dict(mask=None, learning_rate=1e-2),
 }
 
 
@@ -252,8 +253,8 @@ def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | 
     if isinstance(experiment.config, PublishedConfig):  # its backbone must be the one of today
         place = f"{experiment.scale}/{experiment.dataset}"
         base = _record(find(f"{place}/{experiment.config.backbone}/seed{experiment.seed}"), root)
-        known = base and base["checkpoint"] and protocol_runs.fingerprint(base)
-        if known and known != record["metrics"]["backbone"]["fingerprint"]:
+        seen = record["metrics"]["backbone"]["fingerprint"]
+        if base and base["checkpoint"] and protocol_runs.fingerprint(base) != seen:
             return None
     return record
 

@@ -7,6 +7,7 @@ are computed once (`cache_features`), so that a run takes seconds to minutes on 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -137,6 +138,28 @@ def _feature_map(
     return features, tuple(shape[1:])
 
 
+def unpooled(backbone: nn.Module, layer: str = "group3") -> nn.Module:
+    """A copy of a trained network in which one stage leaves out its max-pooling, for a finer last map.
+
+    The stage's later convolutions then see a map of twice the side, which they were not trained on.
+
+    Args:
+        backbone: a network such as `CifarNet`; it is not changed.
+        layer: an `nn.Sequential` of it that holds an `nn.MaxPool2d`.
+
+    Raises:
+        ValueError: there is no pooling in that stage.
+    """
+    changed = copy.deepcopy(backbone)
+    stage = changed.get_submodule(layer)
+    pools = [name for name, module in stage.named_children() if isinstance(module, nn.MaxPool2d)]
+    if not pools:
+        raise ValueError(f"stage {layer!r} has no max-pooling to leave out: name one that has")
+    for name in pools:
+        setattr(stage, name, nn.Identity())
+    return changed
+
+
 class _Single(nn.Module):
     """The one map of a feature extractor's dictionary."""
 
@@ -153,7 +176,7 @@ class FeatureSet:
     """Frozen feature maps in memory; trains and evaluates like an `ImageSet`.
 
     Attributes:
-        maps: float16 (N, C, h, w).
+        maps: float16 (N, C, h, w), channels_last.
         labels: int64 (N,).
         classes: class names.
     """
@@ -164,6 +187,9 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> FeatureSet:
+        return replace(self, maps=self.maps[index], labels=self.labels[index])
 
     def to(self, device: str | torch.device) -> FeatureSet:
         return replace(self, maps=self.maps.to(device), labels=self.labels.to(device))
@@ -213,5 +239,10 @@ class FeatureBatches:
 def cache_features(model: PublishedProtocol, data: ImageSet) -> FeatureSet:
     """Every image's frozen feature map, for training and evaluating `model.reader` alone."""
     with evaluating(model):
-        maps = torch.cat([model.maps(x).half() for x, _ in data.inputs()])  # (N, C, h, w)
+        maps = torch.cat([to_cache(model.maps(x)) for x, _ in data.inputs()])  # (N, C, h, w)
     return FeatureSet(maps=maps, labels=data.labels, classes=data.classes)
+
+
+def to_cache(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w) as a `FeatureSet` holds them: float16, a token's channels side by side."""
+    return maps.half().contiguous(memory_format=torch.channels_last)

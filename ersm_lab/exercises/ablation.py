@@ -33,5 +33,7 @@ def check_paired_error(function: Callable[[np.ndarray, np.ndarray], float]) -> s
     if np.isclose(100 * given, right, rtol=1e-3):
         return "that is a share: give it in percentage points"
     if np.isclose(given, right * np.sqrt(len(a)), rtol=1e-3):
-        return "that is the spread of one image's difference: the mean of N has it divided by sqrt(N)"
+        return (
+            "that is the spread of one image's difference: the mean of N has it divided by sqrt(N)"
+        )
     return f"{given:.4g} is not right: for images on which both agree the difference is 0"
