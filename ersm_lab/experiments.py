@@ -317,7 +317,8 @@ def train_or_load(
                     raise
                 continue
             return Loaded(model=model, record=record, note=_note("loaded", record, stale))
-    record = run(experiment, root=cache, progress=progress)
+    kept = replace(experiment, checkpoint=True)  # a notebook wants the network, not its record only
+    record = run(kept, root=cache, progress=progress)
     model = _restore(experiment, record, cache, progress)
     return Loaded(model=model, record=record, note=_note("trained now", record, False))
 

@@ -328,6 +328,7 @@ def tiny_scale(tmp_path, monkeypatch):
     """A home of its own in which the smoke experiments are tiny."""
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     monkeypatch.setitem(experiments.BACKBONE, "smoke", NET)
+    monkeypatch.setitem(experiments.ABLATION_BACKBONE, "smoke", NET)
     monkeypatch.setitem(experiments.TRAIN, "smoke", replace(SHORT, epochs=1))
     monkeypatch.setitem(experiments.SHAPES_EPOCHS, "smoke", 1)
     monkeypatch.setitem(experiments.IMAGES, "smoke", 50)
@@ -337,6 +338,13 @@ def tiny_scale(tmp_path, monkeypatch):
 def train_or_load(method="ersm", **settings):
     settings = {"scale": "smoke", "dataset": "shapes", "progress": False} | settings
     return experiments.train_or_load(method, **settings)
+
+
+def test_a_row_that_keeps_no_checkpoint_can_be_loaded_all_the_same(tiny_scale):
+    assert not experiments.METHODS["soft-gate"].checkpoint
+    first, second = train_or_load("soft-gate"), train_or_load("soft-gate")
+    assert "trained now" in first.note and "loaded" in second.note
+    assert not evaluation.only_mask(second.model).hard
 
 
 def test_the_first_call_trains_and_the_second_loads(tiny_scale, monkeypatch):
