@@ -234,24 +234,20 @@ def search(
         criteria: of claim (b), on validation images; masks that miss one are not eligible.
         dataset, scale: which records.
     """
-    found = {}
-    for record in records.read_all(scale=scale, dataset=dataset):
-        if record["seed"] == seed and record["config"].get("mask"):
-            found[record["method"]] = record["metrics"]
     dense = [r for r in of(base, dataset=dataset, scale=scale) if r["seed"] == seed]
-    backbone = dense[0]["config"]["backbone"] if dense else None
     rows = []
-    for method, metrics in found.items():
-        record = records.read(f"{scale}/{dataset}/{method}/seed{seed}")
-        if record["config"]["backbone"] != backbone or "mask" not in metrics["validation"]:
+    for record in records.read_all(scale=scale, dataset=dataset) if dense else []:
+        config, metrics = record["config"], record["metrics"]
+        alike = config.get("backbone") == dense[0]["config"]["backbone"]
+        if record["seed"] != seed or not alike or "mask" not in metrics["validation"]:
             continue
-        share = metrics["validation"]["mask"]["kept_fraction"]
-        differs = metrics["validation"]["mask"]["between_images_sd"] >= criteria.between_images
+        mask = metrics["validation"]["mask"]
         other = metrics["validation"]["accuracy_with_mask_replaced"]["other_image"]
+        share, differs = mask["kept_fraction"], mask["between_images_sd"]
         gap = 100 * (metrics["val_accuracy"] - dense[0]["metrics"]["val_accuracy"])
         costs = 100 * (metrics["val_accuracy"] - other)
-        eligible = share <= criteria.kept and differs and costs >= criteria.other_image
-        rows.append((gap, method, share, costs, eligible))
+        sparse = share <= criteria.kept and differs >= criteria.between_images
+        rows.append((gap, record["method"], share, costs, sparse and costs >= criteria.other_image))
     rows.sort(reverse=True)
     shown = [
         [method, f"{gap:+.2f}", f"{100 * share:.0f} %", f"{costs:.1f}", "yes" if good else "no"]

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import evaluating
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explorer:
-    """HTML that a notebook shows."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return f"Explorer({len(self.html) // 1024} KiB of HTML)"
+from ersm_lab.widgets import (
+    Widget,
+    base64_text,
+    checked_name,
+    fill,
+    png,
+    png_source,
+    script_json,
+)
 
 
 def occluder_stops(size: int, side: int, step: int) -> list[int]:
@@ -64,7 +54,7 @@ def occluder_explorer(
     side: int = 10,
     step: int = 2,
     name: str = "ersm-explorer",
-) -> Explorer:
+) -> Widget:
     """Predictions of every network, and the mask of the one that has one, for every position.
 
     Args:
@@ -74,7 +64,7 @@ def occluder_explorer(
         name: id of the element; a page with two explorers needs two.
 
     Raises:
-        ValueError: not exactly one of the networks has an energy mask.
+        ValueError: not exactly one of the networks has an energy mask, or a name that is no id.
     """
     masks = [m for net in networks.values() for m in net.modules() if isinstance(m, EnergyMask)]
     if len(masks) != 1:
@@ -90,10 +80,10 @@ def occluder_explorer(
         kept = masks[0].state.mask > 0.5  # (F, 1, h, w)
         images.append(
             {
-                "src": _png(data.images[number]),
+                "src": png_source(png(data.images[number].numpy())),
                 "label": data.classes[data.labels[number]],
-                "probabilities": [_base64(p.numpy().tobytes()) for p in probabilities],
-                "masks": _base64(np.packbits(kept.numpy()).tobytes()),
+                "probabilities": [base64_text(p.numpy().tobytes()) for p in probabilities],
+                "masks": base64_text(np.packbits(kept.numpy()).tobytes()),
             }
         )
     content = {
@@ -105,16 +95,9 @@ def occluder_explorer(
         "grid": kept.shape[-1],
         "images": images,
     }
-    html = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
-    html = html.replace("__ID__", name).replace("__SIDE__", f"{side} × {side}")
-    return Explorer(html=html.replace("__DATA__", json.dumps(content)))
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def _png(image: Tensor) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(buffer, "PNG")
-    return "data:image/png;base64," + _base64(buffer.getvalue())
+    filled = {
+        "ID": checked_name(name),
+        "SIDE": f"{side} × {side}",
+        "DATA": script_json(content),
+    }
+    return fill("explorer.html", filled)

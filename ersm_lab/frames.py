@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ersm_lab.widgets import Widget, checked_name, fill, png, png_source, script_json
+
 PNG = b"\x89PNG\r\n\x1a\n"  # how every PNG file begins
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameSlider:
-    """HTML that a notebook shows."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return f"FrameSlider({len(self.html) // 1024} KiB of HTML)"
 
 
 def frame_slider(
@@ -40,7 +24,7 @@ def frame_slider(
     captions: Sequence[str] = (),
     width: int = 640,
     milliseconds: int = 350,
-) -> FrameSlider:
+) -> Widget:
     """A slider over frames that were all computed before, with a button that plays them.
 
     Args:
@@ -72,7 +56,7 @@ def frame_slider(
     if len(sizes) > 1:
         raise ValueError(f"all frames must have one size, got {sorted(sizes)} (width, height)")
     ((across, down),) = sizes
-    sources = ["data:image/png;base64," + base64.b64encode(p).decode() for p in pictures]
+    sources = [png_source(picture) for picture in pictures]
     columns = "".join(f"<span>{escape(caption)}</span>" for caption in captions)
     filled = {
         "ID": checked_name(name),
@@ -89,27 +73,7 @@ def frame_slider(
             {"frames": sources, "labels": list(labels), "alt": alt, "milliseconds": milliseconds}
         ),
     }
-    return FrameSlider(html=fill("frames.html", filled))
-
-
-def fill(template: str, values: dict[str, str]) -> str:
-    """A template of this folder with every __KEY__ replaced by its value, all at once."""
-    html = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    return re.sub(r"__([A-Z]+)__", lambda match: values[match[1]], html)
-
-
-def checked_name(name: str) -> str:
-    """The name, if it can be the id of an element."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
-        raise ValueError(
-            f"name must be a letter followed by letters, digits or hyphens, got {name!r}"
-        )
-    return name
-
-
-def script_json(content: dict) -> str:
-    """JSON that can stand in a <script>: a label cannot end it."""
-    return json.dumps(content).replace("<", "\\u003c")
+    return fill("frames.html", filled)
 
 
 def _png(frame: np.ndarray | bytes, number: int) -> bytes:
@@ -123,6 +87,4 @@ def _png(frame: np.ndarray | bytes, number: int) -> bytes:
             f"frame {number} must be uint8 (H, W, 3) or the bytes of a PNG file, "
             f"got {frame.dtype} {frame.shape}"
         )
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return png(frame)

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass
-
 import numpy as np
 from torch import Tensor
 
 from ersm_lab.data import ImageSet
-from ersm_lab.explorer import _png
-from ersm_lab.frames import checked_name, fill, script_json
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerDesk:
-    """HTML that a notebook shows."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return f"LayerDesk({len(self.html) // 1024} KiB of HTML)"
+from ersm_lab.widgets import (
+    Widget,
+    base64_text,
+    checked_name,
+    fill,
+    png,
+    png_source,
+    script_json,
+)
 
 
 def layer_desk(
     data: ImageSet, logit: Tensor, agreements: dict[int, Tensor], *, name: str = "ersm-desk"
-) -> LayerDesk:
+) -> Widget:
     """Energies, mask and loss of a few images while their settings are moved.
 
     Args:
@@ -48,7 +39,7 @@ def layer_desk(
             raise ValueError(f"{what} must have the shape {shape}, got {got}")
     images = [
         {
-            "src": _png(data.images[number]),
+            "src": png_source(png(data.images[number].numpy())),
             "label": data.classes[data.labels[number]],
             "maps": {what: _floats(values[number]) for what, values in maps.items()},
         }
@@ -56,10 +47,8 @@ def layer_desk(
     ]
     content = {"grid": shape[-1], "images": images}
     filled = {"ID": checked_name(name), "DATA": script_json(content)}
-    return LayerDesk(html=fill("layer_desk.html", filled))
+    return fill("layer_desk.html", filled)
 
 
 def _floats(values: Tensor) -> str:
-    return base64.b64encode(
-        values.detach().cpu().numpy().astype(np.dtype("<f4")).tobytes()
-    ).decode()
+    return base64_text(values.detach().cpu().numpy().astype(np.dtype("<f4")).tobytes())

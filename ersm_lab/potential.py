@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from ersm_lab.frames import checked_name, fill, script_json
+from ersm_lab.widgets import Widget, checked_name, fill, script_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +38,7 @@ RANGES = {  # of each slider: lowest, highest, step
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PotentialExplorer:
-    """HTML that a notebook shows."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return f"PotentialExplorer({len(self.html) // 1024} KiB of HTML)"
-
-
-def potential_explorer(
-    setting: Setting | None = None, *, name: str = "ersm-potential"
-) -> PotentialExplorer:
+def potential_explorer(setting: Setting | None = None, *, name: str = "ersm-potential") -> Widget:
     """R(z), its slope and the mask as curves, with sliders and a token that rolls down.
 
     The formulas are those of `energy_theory.Landscape`, written once more in the page's script.
@@ -74,4 +59,4 @@ def potential_explorer(
         raise ValueError(f'gate must be "logit" or "energy", got {setting.gate!r}')
     content = {"setting": asdict(setting), "ranges": RANGES}
     filled = {"ID": checked_name(name), "DATA": script_json(content)}
-    return PotentialExplorer(html=fill("potential.html", filled))
+    return fill("potential.html", filled)

@@ -78,9 +78,9 @@ def difference(
     ).confidence_interval
     by_seed = tuple((100 * gaps.mean(1)).tolist())
     return Difference(
-        mean=100 * gaps.mean(),
-        low=100 * found.low,
-        high=100 * found.high,
+        mean=float(100 * gaps.mean()),
+        low=float(100 * found.low),
+        high=float(100 * found.high),
         seeds=seeds,
         by_seed=by_seed,
     )

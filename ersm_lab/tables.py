@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ersm_lab import records
+from ersm_lab.statistics import of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def summary(columns: dict[str, str], *, dataset: str, scale: str, methods: Seque
     """
     rows = []
     for method in methods:
-        group = records.read_all(scale=scale, dataset=dataset, method=method)
+        group = of(method, dataset=dataset, scale=scale)
         if group:
             shown = [percent(group, metric) for metric in columns.values()]
             rows.append([method, str(len(group)), *shown])
@@ -77,12 +78,14 @@ def paired(metric: str, *, dataset: str, scale: str, methods: Sequence[str], bas
         base: the method that is subtracted; a pair is two records of the same seed.
     """
     reference = {
-        r["seed"]: records.flatten(r["metrics"])[metric] for r in _of(dataset, scale, base)
+        r["seed"]: records.flatten(r["metrics"])[metric]
+        for r in of(base, dataset=dataset, scale=scale)
     }
     rows, seeds = [], sorted(reference)
     for method in methods:
         values = {
-            r["seed"]: records.flatten(r["metrics"])[metric] for r in _of(dataset, scale, method)
+            r["seed"]: records.flatten(r["metrics"])[metric]
+            for r in of(method, dataset=dataset, scale=scale)
         }
         gaps = {s: 100 * (values[s] - reference[s]) for s in seeds if s in values}
         if gaps:
@@ -99,8 +102,8 @@ def cost(*, dataset: str, scale: str, methods: Sequence[str]) -> Table:
     """Measured training minutes of each method and the machine they were measured on."""
     rows = []
     for method in methods:
-        for device in sorted({_device(r) for r in _of(dataset, scale, method)}):
-            group = [r for r in _of(dataset, scale, method) if _device(r) == device]
+        for device in sorted({_device(r) for r in of(method, dataset=dataset, scale=scale)}):
+            group = [r for r in of(method, dataset=dataset, scale=scale) if _device(r) == device]
             minutes = [r["seconds"]["train"] / 60 for r in group]
             mean = sum(minutes) / len(minutes)
             rows.append([method, device, f"{mean:.1f}", str(len(group))])
@@ -109,10 +112,6 @@ def cost(*, dataset: str, scale: str, methods: Sequence[str]) -> Table:
         rows=rows,
         caption=f"Training time as recorded, {dataset}, {scale} scale",
     )
-
-
-def _of(dataset: str, scale: str, method: str) -> list[dict]:
-    return records.read_all(scale=scale, dataset=dataset, method=method)
 
 
 def _device(record: dict) -> str:

@@ -121,7 +121,6 @@ def test_the_search_orders_by_validation_and_admits_only_masks_that_adapt(monkey
         return [dense] if method == "dense" else [dense, *made.values()]
 
     monkeypatch.setattr(ablation.records, "read_all", read_all)
-    monkeypatch.setattr(ablation.records, "read", lambda name: made[name.split("/")[2]])
     table = ablation.search(base="dense")
     assert [(row[0], row[-1]) for row in table.rows] == [
         ("scaled", "no"),
