@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ersm_core import attach_energy_mask, energy_loss
-from ersm_lab import backbones, data
+from ersm_lab import backbones, data, experiments
 from ersm_lab.data import Augment
 from ersm_lab.training import TrainSettings, make_optimiser, resolve_precision
 
@@ -106,6 +106,12 @@ def main() -> None:
         variants[f"mask after {layer}"] = step_of(laptop(layer), x, labels, True)
     seconds = side_by_side(variants, arguments.rounds)
     report(f"Laptop preset, batch {arguments.batch}: whole steps", seconds, "dense", whole=True)
+    on = 1 - experiments.TRAIN["laptop"].mask_start
+    print(f"(masks are on in {100 * on:.0f} % of the laptop schedule's steps; over all of them:")
+    for name, values in seconds.items():
+        if name != "dense":
+            ratios = [v / b - 1 for v, b in zip(values, seconds["dense"], strict=True)]
+            print(f" {name:27}{'':9}{100 * on * statistics.median(ratios):+19.1f} %)")
 
     parts = {"dense": variants["dense"], "data pipeline": lambda: next(loader)}
     seconds = side_by_side(parts, arguments.rounds)

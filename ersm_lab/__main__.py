@@ -45,9 +45,10 @@ def list_(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the experiments that have no valid, current record."""
-    from . import experiments
+    from . import experiments, protocol_runs
 
     chosen = _chosen(options)
+    maps = protocol_runs.Maps()
     done, left, failed = [], [], {}
     for number, experiment in enumerate(chosen, start=1):
         name = experiment.name
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{label}: {_why(name, options.force)}, runs", flush=True)
             if options.dry_run:
                 continue
-            record = experiments.run(experiment, progress=True)
+            record = experiments.run(experiment, maps=maps, progress=True)
         except Exception as error:  # the other experiments still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"

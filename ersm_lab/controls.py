@@ -46,17 +46,26 @@ class RandomMask(EnergyMask):
         return EnergyState(z, zero, zero, zero, (z < 0).to(z.dtype))
 
 
-def attach_random_mask(model: nn.Module, layer: str, *, keep: float) -> nn.Module:
-    """Put a `RandomMask` after a stage that is an `nn.Sequential`, in place, and return the model.
+KINDS: dict[str, type[EnergyMask]] = {"random": RandomMask}
+
+
+def attach(model: nn.Module, layer: str, kind: str, **settings) -> nn.Module:
+    """Put a control's mask after a stage that is an `nn.Sequential`, in place; returns the model.
+
+    Args:
+        model: the network.
+        layer: name of the stage.
+        kind: of `KINDS`.
+        settings: of that kind.
 
     Raises:
-        ValueError: keep is not between 0 and 1, or the layer is unknown or no `nn.Sequential`.
+        ValueError: an unknown layer, one that is no `nn.Sequential`, or settings the kind refuses.
     """
     attach_energy_mask(model, layer)
     stage = model.get_submodule(layer)
     if not isinstance(stage, nn.Sequential):
         raise ValueError(f"layer {layer!r} is a {type(stage).__name__}, not an nn.Sequential")
-    mask = RandomMask(stage.energy_mask.channels, keep=keep).to(stage.energy_mask.weight.device)
+    mask = KINDS[kind](stage.energy_mask.channels, **settings).to(stage.energy_mask.weight.device)
     mask.attached_to = layer
     stage.energy_mask = mask
     return model

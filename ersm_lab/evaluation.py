@@ -7,8 +7,9 @@ at each position, by another image's mask, and by ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,27 +34,39 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def predict(model: nn.Module, data: ImageSet, *, flip: bool = False) -> Tensor:
     """Logits of all images, (N, classes) float32; with `flip`, the mean over both mirror images."""
-    with evaluating(model):
-        passes = [
-            0.5 * (model(x) + model(x.flip(3))) if flip else model(x) for x, _ in data.inputs()
-        ]
-    return torch.cat(passes).float()
+    logits = _logits(model, data)
+    return 0.5 * (logits + _logits(model, data, mirror=True)) if flip else logits
 
 
 def accuracy(model: nn.Module, data: ImageSet, *, flip: bool = False) -> float:
     """Share of images classified rightly, 0 to 1."""
-    return (predict(model, data, flip=flip).argmax(1) == data.labels).double().mean().item()
+    return _share_right(predict(model, data, flip=flip), data)
+
+
+def look(model: nn.Module, data: ImageSet) -> tuple[Tensor, dict[str, Tensor]]:
+    """One pass over all images: logits, (N, classes) float32, and {layer: masks (N, 1, H, W)}."""
+    masks = energy_masks(model)
+    logits: list[Tensor] = []
+    seen: dict[str, list[Tensor]] = {layer: [] for layer in masks}
+    with evaluating(model):
+        for x, _ in data.inputs():
+            logits.append(model(x).float())
+            for layer, mask in masks.items():
+                seen[layer].append(mask.state.mask)
+    return torch.cat(logits), {layer: torch.cat(parts) for layer, parts in seen.items()}
 
 
 def collect_masks(model: nn.Module, data: ImageSet) -> Tensor:
     """Masks of all images, (N, 1, H, W), of the model's only energy mask."""
-    mask = only_mask(model)
-    collected = []
-    with evaluating(model):
-        for x, _ in data.inputs():
-            model(x)
-            collected.append(mask.state.mask)
-    return torch.cat(collected)
+    only_mask(model)
+    (masks,) = look(model, data)[1].values()
+    return masks
+
+
+def energy_masks(model: nn.Module) -> dict[str, EnergyMask]:
+    """{layer: its energy mask}, in the order of the network; empty for a dense one."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, EnergyMask)}
+    return {getattr(mask, "attached_to", name): mask for name, mask in found.items()}
 
 
 def only_mask(model: nn.Module) -> EnergyMask:
@@ -62,7 +75,7 @@ def only_mask(model: nn.Module) -> EnergyMask:
     Raises:
         ValueError: it has none, or more than one.
     """
-    masks = [m for m in model.modules() if isinstance(m, EnergyMask)]
+    masks = list(energy_masks(model).values())
     if len(masks) != 1:
         raise ValueError(f"expected a model with one energy mask, this one has {len(masks)}")
     return masks[0]
@@ -111,24 +124,43 @@ def mask_statistics(masks: Tensor, labels: Tensor, classes: int) -> dict:
     }
 
 
-def mask_controls(model: nn.Module, data: ImageSet, masks: Tensor) -> dict[str, float]:
-    """Accuracy with the mask replaced; `masks` (N, 1, H, W) are the model's own on these images.
+def mask_controls(
+    model: nn.Module, data: ImageSet, masks: Tensor | Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Accuracy with the mask replaced; where there are several, with all of them at once.
+
+    Args:
+        model: a masked network.
+        data: images.
+        masks: the model's own on these images, (N, 1, H, W), or {layer: such masks}.
 
     Returns:
         uniform: by the mean over images and positions; position_mean: by the mean over images;
         other_image: by the mask of the image before it in the batch; ones: by 1.
     """
-    mean, positions = masks.mean(), masks.mean(0, keepdim=True)  # (), (1, 1, H, W)
-    changes: dict[str, Callable[[Tensor], Tensor]] = {
-        "uniform": lambda m: mean.expand_as(m),
-        "position_mean": lambda m: positions.expand_as(m),
-        "other_image": lambda m: m.roll(1, 0),
-        "ones": torch.ones_like,
-    }
-    mask, scores = only_mask(model), {}
-    for name, change in changes.items():
-        with replaced_mask(mask, change):
-            scores[name] = accuracy(model, data)
+    modules = energy_masks(model)
+    if isinstance(masks, Tensor):
+        only_mask(model)
+        masks = dict.fromkeys(modules, masks)
+
+    def uniform(own: Tensor, m: Tensor) -> Tensor:
+        return own.mean().expand_as(m)  # (B, 1, H, W)
+
+    def position_mean(own: Tensor, m: Tensor) -> Tensor:
+        return own.mean(0, keepdim=True)  # (1, 1, H, W)
+
+    def other_image(own: Tensor, m: Tensor) -> Tensor:
+        return m.roll(1, 0)  # (B, 1, H, W)
+
+    def ones(own: Tensor, m: Tensor) -> Tensor:
+        return torch.ones_like(m)  # (B, 1, H, W)
+
+    scores = {}
+    for change in (uniform, position_mean, other_image, ones):
+        with ExitStack() as stack:
+            for layer, mask in modules.items():
+                stack.enter_context(replaced_mask(mask, partial(change, masks[layer])))
+            scores[change.__name__] = accuracy(model, data)
     return scores
 
 
@@ -136,29 +168,35 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
     """What must hold of every masked network, tried on the first images.
 
     Returns:
-        mask_min, mask_max: of the mask, within 0 and 1; energy_min: not negative.
+        mask_min, mask_max: of the masks, within 0 and 1; energy_min: not negative.
 
     Raises:
         RuntimeError: one of these does not hold, or with all logits at minus infinity the network is
             not bit for bit the one without a mask.
     """
-    mask, some = only_mask(model), data[:500]
+    masks, some = list(energy_masks(model).values()), data[:500]
     logits = predict(model, some)
-    m, energy = mask.state.mask, mask.state.energy  # (B, 1, H, W) each
-    found = {"mask_min": m.min(), "mask_max": m.max(), "energy_min": energy.min()}
-    found = {name: value.item() for name, value in found.items()}
+    m = [mask.state.mask for mask in masks]  # (B, 1, H, W) each
+    found = {
+        "mask_min": min(each.min().item() for each in m),
+        "mask_max": max(each.max().item() for each in m),
+        "energy_min": min(mask.state.energy.min().item() for mask in masks),
+    }
     if not (found["mask_min"] >= 0 and found["mask_max"] <= 1 and found["energy_min"] >= 0):
         raise RuntimeError(f"a mask outside 0 to 1, or a negative energy: {found}")
-    bias = mask.bias.detach().clone()
+    biases = [mask.bias.detach().clone() for mask in masks]
     try:
-        mask.bias.data.fill_(float("-inf"))
+        for mask in masks:
+            mask.bias.data.fill_(float("-inf"))
         opened = predict(model, some)
-        mask.enabled = False
+        for mask in masks:
+            mask.enabled = False
         dense = predict(model, some)
     finally:
-        mask.bias.data.copy_(bias)
-        mask.enabled = True
-    if mask.gate == "logit" and not torch.equal(opened, dense):
+        for mask, bias in zip(masks, biases, strict=True):
+            mask.bias.data.copy_(bias)
+            mask.enabled = True
+    if all(mask.gate == "logit" for mask in masks) and not torch.equal(opened, dense):
         raise RuntimeError("with its mask wide open the network is not the one without a mask")
     if not torch.equal(predict(model, some), logits):
         raise RuntimeError("the network does not give the same answer twice")
@@ -172,32 +210,42 @@ def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = 
         model: a trained network.
         data: test images.
         validation: the images by which settings are chosen; their numbers are under "validation".
+
+    Returns:
+        test_accuracy, test_accuracy_flip, parameters; for a masked network mask (`mask_statistics`,
+        of the first one where there are several), masks ({layer: statistics}, only then),
+        accuracy_with_mask_replaced (`mask_controls`) and invariants.
     """
+    logits, masks = look(model, data)
+    mirrored = _logits(model, data, mirror=True)
     metrics = {
-        "test_accuracy": accuracy(model, data),
-        "test_accuracy_flip": accuracy(model, data, flip=True),
+        "test_accuracy": _share_right(logits, data),
+        "test_accuracy_flip": _share_right(logits + mirrored, data),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    if has_mask(model):
-        metrics |= _masked(model, data)
+    if masks:
+        metrics |= _masked(model, data, masks)
         metrics["invariants"] = check_invariants(model, data)
     if validation is not None:
-        metrics["val_accuracy"] = accuracy(model, validation)
-        metrics["validation"] = _masked(model, validation) if has_mask(model) else {}
+        logits, masks = look(model, validation)
+        metrics["val_accuracy"] = _share_right(logits, validation)
+        metrics["validation"] = _masked(model, validation, masks) if masks else {}
     return metrics
 
 
-def _masked(model: nn.Module, data: ImageSet) -> dict:
-    masks = collect_masks(model, data)
-    return {
-        "mask": mask_statistics(masks, data.labels, len(data.classes)),
-        "accuracy_with_mask_replaced": mask_controls(model, data, masks),
+def _masked(model: nn.Module, data: ImageSet, masks: dict[str, Tensor]) -> dict:
+    found = {
+        layer: mask_statistics(own, data.labels, len(data.classes)) for layer, own in masks.items()
     }
+    metrics = {"mask": next(iter(found.values()))}
+    if len(found) > 1:
+        metrics["masks"] = found
+    return metrics | {"accuracy_with_mask_replaced": mask_controls(model, data, masks)}
 
 
 def has_mask(model: nn.Module) -> bool:
     """Whether the model has an energy mask."""
-    return any(isinstance(m, EnergyMask) for m in model.modules())
+    return bool(energy_masks(model))
 
 
 def answers(model: nn.Module, data: ImageSet) -> Tensor:
@@ -206,11 +254,23 @@ def answers(model: nn.Module, data: ImageSet) -> Tensor:
 
 
 def progress(model: nn.Module, data: ImageSet) -> dict[str, float]:
-    """A row of the training curve: accuracy and, where a mask is on, its spread."""
-    row = {"val_accuracy": accuracy(model, data)}
-    if has_mask(model) and only_mask(model).enabled:
-        masks = collect_masks(model, data[:1_000])
-        found = mask_statistics(masks, data.labels[:1_000], len(data.classes))
-        del found["kept_by_class"]
-        row |= {f"val_{name}": value for name, value in found.items()}
-    return row
+    """A row of the training curve: accuracy and, where a mask is on, its spread (of the first one,
+    on the first 1,000 images)."""
+    if not any(mask.enabled for mask in energy_masks(model).values()):
+        return {"val_accuracy": accuracy(model, data)}
+    logits, masks = look(model, data)
+    first = next(iter(masks.values()))[:1_000]
+    found = mask_statistics(first, data.labels[:1_000], len(data.classes))
+    del found["kept_by_class"]
+    spread = {f"val_{name}": value for name, value in found.items()}
+    return {"val_accuracy": _share_right(logits, data)} | spread
+
+
+def _logits(model: nn.Module, data: ImageSet, *, mirror: bool = False) -> Tensor:
+    """Logits of all images, or of their mirror images, (N, classes) float32."""
+    with evaluating(model):
+        return torch.cat([model(x.flip(3) if mirror else x).float() for x, _ in data.inputs()])
+
+
+def _share_right(logits: Tensor, data: ImageSet) -> float:
+    return (logits.argmax(1) == data.labels).double().mean().item()

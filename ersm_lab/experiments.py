@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from ersm_core import EnergyMask
-from ersm_lab import backbones, data, protocol_runs, records, runs
+from ersm_lab import backbones, controls, data, protocol_runs, records, runs
 from ersm_lab.data import Augment
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.protocols import PUBLISHED_TRAINING
@@ -60,7 +60,9 @@ class Row:
     checkpoint: bool = False
 
 
-def _mask(layer: str = "group1", preset: str | None = "stable", **settings) -> MaskPlace:
+def _mask(
+    layer: str | tuple[str, ...] = "group1", preset: str | None = "stable", **settings
+) -> MaskPlace:
     return MaskPlace(layer=layer, preset=preset, settings=settings)
 
 
@@ -102,6 +104,7 @@ METHODS: dict[str, Row] = {
     "no-energy": _ablation(_mask(lambda_unary=0.0, lambda_pair=0.0)),
     "eight-neighbours": _ablation(_mask(neighbourhood=8)),
     "after-group2": _ablation(_mask(layer="group2")),
+    "two-places": _ablation(_mask(layer=("group1", "group2"))),
     # controls
     "random-half": _ablation(_mask(preset="random", keep=0.5)),
     "cutout": _ablation(augment=Augment(cutout=12)),
@@ -173,8 +176,8 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     ]
     return trained + [
         _published(method, dataset, scale, seed)
+        for seed in range(SEEDS[scale])  # one backbone after the other
         for method in PUBLISHED
-        for seed in range(SEEDS[scale])
     ]
 
 
@@ -198,15 +201,23 @@ def _published(method: str, dataset: str, scale: str, seed: int) -> Experiment:
     )
 
 
-def run(experiment: Experiment, *, root: Path | None = None, progress: bool = True) -> dict:
+def run(
+    experiment: Experiment,
+    *,
+    maps: protocol_runs.Maps | None = None,
+    root: Path | None = None,
+    progress: bool = True,
+) -> dict:
     """Run an experiment of either kind and write its record; see `runs.run`, `protocol_runs.run`.
 
-    The network that the published protocol freezes is loaded if there is one, else trained first.
+    The network that the published protocol freezes is loaded if there is one, else trained first. Runs
+    of the published protocol that are given the same `maps` compute those of a backbone once.
     """
     if not isinstance(experiment.config, PublishedConfig):
         return runs.run(experiment, root=root, progress=progress)
     backbone = _backbone_of(experiment, progress)
-    return protocol_runs.run(experiment, backbone=backbone, root=root, progress=progress)
+    where = {"maps": maps, "root": root, "progress": progress}
+    return protocol_runs.run(experiment, backbone=backbone, **where)
 
 
 def _backbone_of(experiment: Experiment, progress: bool) -> protocol_runs.Backbone:
@@ -225,7 +236,7 @@ def lambdas(experiment: Experiment) -> tuple[float, float]:
         ValueError: it has no energy mask.
     """
     place = experiment.config.mask
-    if place is None or place.preset == "random":
+    if place is None or place.preset in controls.KINDS:
         raise ValueError(f"{experiment.name} has no energy mask")
     make = getattr(EnergyMask, place.preset) if place.preset else EnergyMask
     mask = make(1, **place.settings)

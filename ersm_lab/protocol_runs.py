@@ -1,14 +1,12 @@
 """One run of the published protocol: a mask and a linear head on the frozen maps of a trained network.
 
 The setting of the released code of arXiv:2604.06893, on a network of this book. Only `reader` (mask,
-average pooling, linear head) trains; the maps are computed once and kept while the backbone stays the
-same, so run the seeds one after the other, not in turns.
+average pooling, linear head) trains; the maps are computed once for all runs that share `Maps` and a
+backbone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import time
 from collections.abc import Callable
@@ -22,9 +20,8 @@ from torch import Tensor, nn
 
 from ersm_lab import data as lab_data
 from ersm_lab import deletion, evaluation, protocols, records
-from ersm_lab.checkpoints import save_atomically
 from ersm_lab.protocols import FeatureSet, PublishedProtocol
-from ersm_lab.runs import Experiment, pack
+from ersm_lab.runs import Experiment, keep, load_state, pack
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SOURCES = (
@@ -106,6 +103,7 @@ def run(
     experiment: Experiment,
     *,
     backbone: Backbone,
+    maps: Maps | None = None,
     root: Path | None = None,
     progress: bool = True,
 ) -> dict:
@@ -114,6 +112,7 @@ def run(
     Args:
         experiment: what to run; its config is a `PublishedConfig`.
         backbone: finds the network to freeze and its record, which has a checkpoint.
+        maps: where its maps are kept, for the next run to find them.
         root: home of the record and the checkpoint; None is `records.home()`.
         progress: show bars.
 
@@ -131,7 +130,7 @@ def run(
     facts = records.provenance(sources(experiment), device=fabric.device.type, **precision)
     frozen, base = backbone(config.backbone)
     begun = time.perf_counter()
-    training, validation, test = _features(experiment, frozen, base, fabric.device)
+    training, validation, test = (maps or Maps()).of(experiment, frozen, base, fabric.device)
     seconds = {"features": time.perf_counter() - begun}
     reader = build(experiment, frozen, classes=len(training.classes)).reader
     settings = {"seed": experiment.seed, "fabric": fabric, "progress": progress}
@@ -142,34 +141,11 @@ def run(
         "test_accuracy": base["metrics"]["test_accuracy"],
         "fingerprint": fingerprint(base),
     }
-    checkpoint = None
-    if experiment.checkpoint:
-        path = root / "data" / "checkpoints" / f"{experiment.name}.pt"
-        state = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
-        save_atomically(state, path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        checkpoint = {"file": path.relative_to(root).as_posix(), "sha256": digest}
-    record = {
-        **facts,
-        "name": experiment.name,
-        "method": experiment.method,
-        "dataset": experiment.dataset,
-        "scale": experiment.scale,
-        "seed": experiment.seed,
-        "config": records.plain(config),
-        "metrics": metrics,
-        "tolerance": experiment.tolerance,
-        "curve": curve,
-        "seconds": {
-            "train": curve[-1]["seconds"],
-            **seconds,
-            "evaluate": time.perf_counter() - begun,
-        },
-        "answers": pack(evaluation.answers(reader, test)),
-        "checkpoint": checkpoint,
-    }
-    records.write(record, root=root)
-    return record
+    seconds |= {"train": curve[-1]["seconds"], "evaluate": time.perf_counter() - begun}
+    found = {"metrics": metrics, "curve": curve, "seconds": seconds}
+    found["answers"] = pack(evaluation.answers(reader, test))
+    state = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
+    return keep(experiment, facts | found, state=state, root=root)
 
 
 def fingerprint(backbone_record: dict) -> int:
@@ -186,11 +162,7 @@ def restore(
         FileNotFoundError: its checkpoint is not there.
         ValueError: the checkpoint or the backbone is not the one that was recorded.
     """
-    path = (Path(root) if root else records.home()) / record["checkpoint"]["file"]
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["checkpoint"]["sha256"]:
-        raise ValueError(f"{path} is not the checkpoint that was recorded: re-run {record['name']}")
-    state = torch.load(io.BytesIO(content), weights_only=True)
+    state = load_state(record, root=root)
     frozen, base = backbone(experiment.config.backbone)
     if fingerprint(base) != record["metrics"]["backbone"]["fingerprint"]:
         raise ValueError(
@@ -203,28 +175,41 @@ def restore(
 
 # --- maps ------------------------------------------------------------------------------------------
 
-_kept: dict[tuple, tuple[FeatureSet, FeatureSet, FeatureSet]] = {}  # maps of the last backbone
 
+class Maps:
+    """Maps of the training, validation and test images by the last backbone they were asked of."""
 
-def _features(
-    experiment: Experiment, frozen: nn.Module, base: dict, device: torch.device
-) -> tuple[FeatureSet, FeatureSet, FeatureSet]:
-    """Maps of the training, validation and test images."""
-    config = experiment.config
-    key = (experiment.dataset, fingerprint(base), config.layer, str(device))
-    key += (config.train_images, config.test_images)
-    if key not in _kept:
-        _kept.clear()
-        model = build(experiment, frozen, classes=2).to(device)
-        limits = {"train": config.train_images, "val": config.test_images}
-        limits["test"] = config.test_images
-        _kept[key] = tuple(
-            protocols.cache_features(
-                model, lab_data.load(experiment.dataset, split, limit=limit, device=device)
+    def __init__(self) -> None:
+        self._key: tuple = ()
+        self._maps: tuple[FeatureSet, ...] = ()
+
+    def of(
+        self, experiment: Experiment, frozen: nn.Module, base: dict, device: torch.device
+    ) -> tuple[FeatureSet, ...]:
+        """Training, validation and test maps of an experiment, computed if they are not at hand.
+
+        Args:
+            experiment: its data set, layer and numbers of images count.
+            frozen: the network.
+            base: its record.
+            device: where the maps are to live.
+        """
+        config = experiment.config
+        key = (experiment.dataset, fingerprint(base), config.layer, str(device))
+        key += (config.train_images, config.test_images)
+        if key != self._key:
+            self._maps = ()  # make room
+            model = build(experiment, frozen, classes=2).to(device)
+            limits = {"train": config.train_images, "val": config.test_images}
+            limits["test"] = config.test_images
+            self._maps = tuple(
+                protocols.cache_features(
+                    model, lab_data.load(experiment.dataset, split, limit=limit, device=device)
+                )
+                for split, limit in limits.items()
             )
-            for split, limit in limits.items()
-        )
-    return _kept[key]
+            self._key = key
+        return self._maps
 
 
 # --- train and measure, also for the maps of image folders -----------------------------------------

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +16,10 @@ import torch
 from torch import nn
 
 from ersm_core import attach_energy_mask
+from ersm_lab import controls, evaluation, records
 from ersm_lab import data as lab_data
-from ersm_lab import evaluation, records
 from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
 from ersm_lab.checkpoints import save_atomically
-from ersm_lab.controls import attach_random_mask
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
@@ -30,14 +30,18 @@ class MaskPlace:
     """Where a mask sits and what it is.
 
     Attributes:
-        layer: the stage it follows.
-        preset: of `ersm_core.attach_energy_mask`, or "random" for `controls.attach_random_mask`.
+        layer: the stage it follows, or several, each with a mask of its own and the same settings.
+        preset: of `ersm_core.attach_energy_mask`, or a kind of `controls.KINDS`.
         settings: of `ersm_core.EnergyMask`, taking precedence over the preset's.
     """
 
-    layer: str
+    layer: str | tuple[str, ...]
     preset: str | None = None
     settings: dict = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ def sources(experiment: Experiment) -> list[Path]:
     """The files whose code decides the outcome: their hash is in the record."""
     lab = Path(__file__).parent
     names = [*SOURCES, "shapes"] if experiment.dataset.startswith("shapes") else [*SOURCES]
-    if experiment.config.mask and experiment.config.mask.preset == "random":
+    if experiment.config.mask and experiment.config.mask.preset in controls.KINDS:
         names.append("controls")
     core = [lab.parent / "ersm_core.py"] if experiment.config.mask else []
     return core + [lab / f"{name}.py" for name in sorted(names)]
@@ -99,20 +103,43 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
     else:
         model = CifarNet(config.backbone, classes=classes)
     place = config.mask
-    if place and place.preset == "random":
-        attach_random_mask(model, place.layer, **place.settings)
-    elif place:
-        attach_energy_mask(model, place.layer, preset=place.preset, **place.settings)
+    for layer in place.layers if place else ():
+        if place.preset in controls.KINDS:
+            controls.attach(model, layer, place.preset, **place.settings)
+        else:
+            attach_energy_mask(model, layer, preset=place.preset, **place.settings)
     return model
 
 
-def run(experiment: Experiment, *, root: Path | None = None, progress: bool = True) -> dict:
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What another kind of network brings to `run`, from a module of its own.
+
+    Attributes:
+        build: as the function of that name.
+        sources: as the function of that name.
+        prepare: training images -> what is trained on instead; it has their `batches`.
+    """
+
+    build: Callable[..., nn.Module]
+    sources: Callable[[Experiment], list[Path]]
+    prepare: Callable[[lab_data.ImageSet], lab_data.ImageSet] = lambda images: images
+
+
+def run(
+    experiment: Experiment,
+    *,
+    parts: Parts | None = None,
+    root: Path | None = None,
+    progress: bool = True,
+) -> dict:
     """Train, evaluate and record; a killed run goes on from its last epoch.
 
     Settings are chosen by the curve's val_accuracy; the test set is seen once, after training.
 
     Args:
         experiment: what to run.
+        parts: of a network that is not this module's; its config has what `RunConfig` has but `mask`.
         root: home of the record and the checkpoint; None is `records.home()`.
         progress: show bars.
 
@@ -123,12 +150,13 @@ def run(experiment: Experiment, *, root: Path | None = None, progress: bool = Tr
     config = experiment.config
     fabric = make_fabric(precision=config.train.precision)
     precision = {"precision": str(fabric._precision.precision)}
-    facts = records.provenance(sources(experiment), device=fabric.device.type, **precision)
+    code = parts.sources(experiment) if parts else sources(experiment)
+    facts = records.provenance(code, device=fabric.device.type, **precision)
     training = lab_data.load(experiment.dataset, "train", limit=config.train_images)
     validation = lab_data.load(experiment.dataset, "val", limit=config.test_images).to(
         fabric.device
     )
-    model = build(experiment, classes=len(training.classes))
+    model = (parts.build if parts else build)(experiment, classes=len(training.classes))
     if isinstance(model, CifarNet):
         model.whiten(training.normalise(training.images[:5_000]))
     decisive = json.dumps([facts["source_hash"], records.plain(config)])  # else: another run
@@ -136,47 +164,63 @@ def run(experiment: Experiment, *, root: Path | None = None, progress: bool = Tr
     resume = root / "data" / "cache" / "training" / f"{experiment.name}-{digest}.pt"
     curve = train(
         model,
-        training,
+        parts.prepare(training) if parts else training,
         config.train,
         seed=experiment.seed,
         fabric=fabric,
         after_epoch=lambda m: evaluation.progress(m, validation),
         checkpoint=resume,
-        trunk=trunk_path(experiment, root),
+        trunk=None if parts else trunk_path(experiment, root),
         progress=progress,
     )
     begun = time.perf_counter()
     state = halve(model)
     test = lab_data.load(experiment.dataset, "test", limit=config.test_images).to(fabric.device)
     metrics = evaluation.evaluate(model, test, validation=validation)
+    shared = [row["seconds"] for row in curve if row.get("shared")]
+    seconds = {
+        "train": curve[-1]["seconds"],
+        "shared": shared[-1] if shared else 0.0,
+        "evaluate": time.perf_counter() - begun,
+    }
+    found = {"metrics": metrics, "curve": curve, "seconds": seconds}
+    found["answers"] = pack(evaluation.answers(model, test))
+    record = keep(experiment, facts | found, state=state, root=root)
+    resume.unlink(missing_ok=True)
+    return record
+
+
+def keep(
+    experiment: Experiment, found: dict, *, state: dict[str, torch.Tensor], root: Path
+) -> dict:
+    """Write a run's record, and its checkpoint if the experiment wants one.
+
+    Args:
+        experiment: what was run.
+        found: provenance, metrics, curve, seconds and answers.
+        state: of the trained network.
+        root: home of both.
+
+    Returns:
+        The record.
+    """
     checkpoint = None
     if experiment.checkpoint:
-        path = checkpoint_path(experiment, root)
-        save_atomically(state, path)
+        path = save_atomically(state, checkpoint_path(experiment, root))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         checkpoint = {"file": path.relative_to(root).as_posix(), "sha256": digest}
-    shared = [row["seconds"] for row in curve if row.get("shared")]
     record = {
-        **facts,
+        **found,
         "name": experiment.name,
         "method": experiment.method,
         "dataset": experiment.dataset,
         "scale": experiment.scale,
         "seed": experiment.seed,
-        "config": records.plain(config),
-        "metrics": metrics,
+        "config": records.plain(experiment.config),
         "tolerance": experiment.tolerance,
-        "curve": curve,
-        "seconds": {
-            "train": curve[-1]["seconds"],
-            "shared": shared[-1] if shared else 0.0,
-            "evaluate": time.perf_counter() - begun,
-        },
-        "answers": pack(evaluation.answers(model, test)),
         "checkpoint": checkpoint,
     }
     records.write(record, root=root)
-    resume.unlink(missing_ok=True)
     return record
 
 
@@ -225,15 +269,20 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
         FileNotFoundError: its checkpoint is not there.
         ValueError: the checkpoint is not the one that was recorded.
     """
-    path = (Path(root) if root else records.home()) / record["checkpoint"]["file"]
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["checkpoint"]["sha256"]:
-        raise ValueError(f"{path} is not the checkpoint that was recorded: re-run {record['name']}")
-    state = torch.load(io.BytesIO(content), weights_only=True)
+    state = load_state(record, root=root)
     head = "fc.weight" if experiment.config.backbone == "resnet18" else "head.weight"
     model = build(experiment, classes=len(state[head]))
     model.load_state_dict(state)
     return model.to(memory_format=torch.channels_last).eval()
+
+
+def load_state(record: dict, *, root: Path | None = None) -> dict[str, torch.Tensor]:
+    """The recorded weights; raises as `restore` does."""
+    path = (Path(root) if root else records.home()) / record["checkpoint"]["file"]
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["checkpoint"]["sha256"]:
+        raise ValueError(f"{path} is not the checkpoint that was recorded: re-run {record['name']}")
+    return torch.load(io.BytesIO(content), weights_only=True)
 
 
 def checkpoint_path(experiment: Experiment, root: Path) -> Path:

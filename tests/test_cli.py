@@ -58,7 +58,7 @@ class Lab:
         same = record["config"] == records.plain(experiment.config)
         return record if same and records.is_current(record) else None
 
-    def run(self, experiment, *, root=None, progress=True):
+    def run(self, experiment, *, root=None, maps=None, progress=True):
         self.ran.append(experiment.name)
         if experiment.name in self.broken:
             raise self.broken[experiment.name]

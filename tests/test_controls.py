@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_lab import backbones, data, evaluation
-from ersm_lab.controls import RandomMask, attach_random_mask
+from ersm_lab import backbones, controls, data, evaluation
+from ersm_lab.controls import RandomMask
 
 
 def test_keeps_the_share_it_was_told_in_training_and_evaluation():
@@ -28,7 +28,7 @@ def test_lots_are_new_in_training_and_the_same_in_evaluation():
 
 def test_costs_nothing_learns_nothing_and_is_evaluated_like_a_mask():
     torch.manual_seed(0)
-    model = attach_random_mask(backbones.CifarNet(backbones.SMOKE), "group1", keep=0.5)
+    model = controls.attach(backbones.CifarNet(backbones.SMOKE), "group1", "random", keep=0.5)
     images = data.load("shapes", "test", limit=500)
     metrics = evaluation.evaluate(model, images, validation=images)
     assert metrics["mask"]["kept_fraction"] == pytest.approx(0.5, abs=0.01)
@@ -45,4 +45,4 @@ def test_a_share_outside_0_to_1_is_an_error(keep):
 
 def test_a_stage_it_cannot_follow_is_an_error():
     with pytest.raises(ValueError, match=r"not an nn\.Sequential"):
-        attach_random_mask(nn.Sequential(nn.Conv2d(3, 4, 1)), "0", keep=0.5)
+        controls.attach(nn.Sequential(nn.Conv2d(3, 4, 1)), "0", "random", keep=0.5)

@@ -272,3 +272,40 @@ def test_the_metrics_of_a_masked_network_hold_together(images):
     assert controls == evaluation.mask_controls(model, images, masks)
     assert found["invariants"]["mask_min"] == masks.min().item()
     assert found["invariants"]["mask_max"] == masks.max().item()
+
+
+class TwoStages(Reader):
+    """As `Reader`, with a second stage on a map of half the side."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Identity()
+
+    def forward(self, x):
+        x = self.second(nn.functional.avg_pool2d(self.stage(x), 2))  # (B, 3, H / 2, W / 2)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, (1, 2)).flatten(1))
+
+
+def test_two_masks_have_statistics_each_and_are_replaced_together(images):
+    torch.manual_seed(2)
+    model = TwoStages()
+    for layer in ("stage", "second"):
+        attach_energy_mask(model, layer, channels=3, hard=True)
+    for mask in evaluation.energy_masks(model).values():
+        mask.weight.data.mul_(6)
+    found = evaluation.evaluate(model, images)
+    _, masks = evaluation.look(model, images)
+    assert {layer: m.shape[-1] for layer, m in masks.items()} == {
+        "stage": SIDE,
+        "second": SIDE // 2,
+    }
+    assert set(found["masks"]) == {"stage", "second"}
+    assert found["mask"] == found["masks"]["stage"]
+    for layer, own in masks.items():
+        assert found["masks"][layer]["kept_fraction"] == own.mean().item()
+    for mask in evaluation.energy_masks(model).values():
+        mask.enabled = False  # all ones
+    bare = evaluation.accuracy(model, images)
+    assert found["accuracy_with_mask_replaced"]["ones"] == bare
+    with pytest.raises(ValueError, match="has 2"):
+        evaluation.mask_controls(model, images, masks["stage"])

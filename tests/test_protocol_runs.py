@@ -92,7 +92,7 @@ def test_as_released_the_bias_never_moves_and_as_written_it_does(home, made):
     for method in ("published-as-released", "published-as-written"):
         experiment = experiments.find(f"smoke/shapes/{method}/seed0")
         reader = protocol_runs.build(experiment, model, classes=10).reader
-        features = protocol_runs._features(experiment, model, record, torch.device("cpu"))
+        features = protocol_runs.Maps().of(experiment, model, record, torch.device("cpu"))
         protocol_runs.fit(reader, *features[:2], experiment.config.train, seed=0, progress=False)
         bias = evaluation.only_mask(reader).bias
         assert bias.shape == ((8, 8) if method.endswith("written") else ())
@@ -140,12 +140,23 @@ def test_a_restored_reader_wants_its_own_backbone(home, made):
         protocol_runs.restore(experiment, record, backbone=lambda _: (model, other))
 
 
+def test_maps_are_computed_once_a_backbone(home, made):
+    experiment = experiments.find("smoke/shapes/published-no-mask/seed0")
+    model, record = experiments._backbone_of(experiment, False)("ablation-dense")
+    maps, device = protocol_runs.Maps(), torch.device("cpu")
+    first = maps.of(experiment, model, record, device)
+    other = experiments.find("smoke/shapes/published-as-released/seed0")
+    assert maps.of(other, model, record, device) is first
+    checkpoint = record["checkpoint"] | {"sha256": "0" * 64}
+    assert maps.of(other, model, record | {"checkpoint": checkpoint}, device) is not first
+
+
 def test_deletion_is_that_of_the_reader_under_0_1_masks(home, made):
     for method in ("published-as-released", "published-patch-2"):
         experiment = experiments.find(f"smoke/shapes/{method}/seed0")
         model, record = experiments._backbone_of(experiment, False)("ablation-dense")
         reader = protocol_runs.build(experiment, model, classes=10).reader
-        features = protocol_runs._features(experiment, model, record, torch.device("cpu"))[2]
+        features = protocol_runs.Maps().of(experiment, model, record, torch.device("cpu"))[2]
         curves = protocol_runs.deletion_curves(reader, features, config=experiment.config, seed=3)
         assert list(curves) == ["logit", "energy", "norm", "centre", "random"]
         z = evaluation.only_mask(reader).compute(features.maps.float()).logit[:, 0].detach()

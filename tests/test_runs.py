@@ -3,6 +3,7 @@
 import functools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -416,3 +417,32 @@ def test_the_scale_is_taken_from_the_environment(tiny_scale, monkeypatch):
 def test_an_unknown_method_or_seed_is_an_error(method, seed):
     with pytest.raises(LookupError, match=f"no '{method}' with seed {seed} at smoke scale"):
         train_or_load(method, seed=seed)
+
+
+def test_a_mask_in_two_places_is_one_setting_for_both():
+    place = MaskPlace(layer=("group1", "group2"), preset="stable", settings={"dim": 4})
+    model = runs.build(changed(mask=place), classes=10)
+    masks = evaluation.energy_masks(model)
+    assert list(masks) == ["group1", "group2"]
+    assert {mask.weight.shape for mask in masks.values()} == {(4,)}
+
+
+def test_another_kind_of_network_brings_its_own_parts(tmp_path):
+    seen = []
+
+    def build(experiment, *, classes):
+        seen.append(classes)
+        return runs.build(changed(mask=None), classes=classes)
+
+    def prepare(images):
+        return images[:256]
+
+    code = [Path(runs.__file__)]
+    parts = runs.Parts(build=build, sources=lambda e: code, prepare=prepare)
+    record = runs.run(TINY, parts=parts, root=tmp_path, progress=False)
+    assert seen == [10]
+    assert list(record["sources"]) == ["ersm_lab/runs.py"]
+    assert "mask" not in record["metrics"]
+    batches = -(-256 // TINY.config.train.batch_size)
+    assert record["curve"][0]["steps"] <= batches
+    assert not (tmp_path / "data" / "cache" / "trunks").exists()
