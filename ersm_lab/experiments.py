@@ -80,6 +80,7 @@ LAMBDAS = (0.0, 0.01, 0.02, 0.05)  # of the grid, for the unary and the pairwise
 METHODS: dict[str, Row] = {
     "dense": Row(checkpoint=True),
     "ersm": Row(mask=_mask(), checkpoint=True),
+    "ersm-gentle": Row(mask=_mask(lambda_pair=0.01), train=dict(mask_start=0.3)),
     "ablation-dense": replace(_ablation(), checkpoint=True),
     "ablation-ersm": replace(_ablation(_mask()), checkpoint=True),
     # the literal layer and what becomes of it
@@ -98,6 +99,10 @@ METHODS: dict[str, Row] = {
     "mask-weight-decay": _ablation(_mask(), mask_weight_decay=TrainSettings(epochs=1).weight_decay),
     "no-projection": _ablation(_mask(dim=None)),
     "detached-tokens": _ablation(_mask(detach_tokens=True)),
+    "temperature-1": _ablation(_mask(temperature=1.0)),
+    # found by the search of chapter 6: half the pressure, and twice as long to get used to it
+    "gentle": _ablation(_mask(lambda_pair=0.01), mask_start=0.3),
+    "gentle-schedule": _ablation(_mask(), mask_start=0.3, seeds=1),
     # which energy does what
     "unary-only": _ablation(_mask(lambda_pair=0.0)),
     "pair-only": _ablation(_mask(lambda_unary=0.0)),
