@@ -67,7 +67,7 @@ serve:  ## show the built book on localhost (PORT=8000)
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 # Training frees and asks for the same large blocks at every step; glibc is told to keep them instead of
-# handing them back to the system each time (an eighth of a step saved where it was measured).
+# handing them back to the system each time.
 bench reproduce: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 bench: $(STAMP)  ## run the benchmarks
 	@set -- benchmarks/*.py; [ -f "$$1" ] || { echo "benchmarks/ holds no benchmark." >&2; exit 1; }; \

@@ -107,11 +107,11 @@ def main() -> None:
     seconds = side_by_side(variants, arguments.rounds)
     report(f"Laptop preset, batch {arguments.batch}: whole steps", seconds, "dense", whole=True)
     on = 1 - experiments.TRAIN["laptop"].mask_start
-    print(f"(masks are on in {100 * on:.0f} % of the laptop schedule's steps; over all of them:")
+    print(f"Over the whole laptop schedule, with masks on in {100 * on:.0f} % of its steps:")
     for name, values in seconds.items():
         if name != "dense":
             ratios = [v / b - 1 for v, b in zip(values, seconds["dense"], strict=True)]
-            print(f" {name:27}{'':9}{100 * on * statistics.median(ratios):+19.1f} %)")
+            print(f"{name:28}{'':9}{100 * on * statistics.median(ratios):+18.1f} %")
 
     parts = {"dense": variants["dense"], "data pipeline": lambda: next(loader)}
     seconds = side_by_side(parts, arguments.rounds)
