@@ -66,8 +66,10 @@ def _mask(
     return MaskPlace(layer=layer, preset=preset, settings=settings)
 
 
-def _ablation(mask: MaskPlace | None = None, *, seeds: int = 3, **train) -> Row:
-    return Row(mask=mask, train=train, ablation=True, seeds=seeds)
+def _ablation(
+    mask: MaskPlace | None = None, *, seeds: int = 3, checkpoint: bool = False, **train
+) -> Row:
+    return Row(mask=mask, train=train, ablation=True, seeds=seeds, checkpoint=checkpoint)
 
 
 # The layer as the paper writes it: soft gate of the logit, tokens as they are, everything trained
@@ -81,8 +83,8 @@ METHODS: dict[str, Row] = {
     "dense": Row(checkpoint=True),
     "ersm": Row(mask=_mask(), checkpoint=True),
     "ersm-gentle": Row(mask=_mask(lambda_pair=0.01), train=dict(mask_start=0.3)),
-    "ablation-dense": replace(_ablation(), checkpoint=True),
-    "ablation-ersm": replace(_ablation(_mask()), checkpoint=True),
+    "ablation-dense": _ablation(checkpoint=True),
+    "ablation-ersm": _ablation(_mask(), checkpoint=True),
     # the literal layer and what becomes of it
     "literal": _ablation(_mask(**_LITERAL), mask_lr_factor=1.0, **_FROM_THE_START),
     "literal-energy-gate": _ablation(
@@ -101,18 +103,20 @@ METHODS: dict[str, Row] = {
     "detached-tokens": _ablation(_mask(detach_tokens=True)),
     "temperature-1": _ablation(_mask(temperature=1.0)),
     # found by the search of chapter 6: half the pressure, and twice as long to get used to it
-    "gentle": _ablation(_mask(lambda_pair=0.01), mask_start=0.3),
+    "gentle": _ablation(_mask(lambda_pair=0.01), mask_start=0.3, checkpoint=True),
     "gentle-schedule": _ablation(_mask(), mask_start=0.3, seeds=1),
     # which energy does what
-    "unary-only": _ablation(_mask(lambda_pair=0.0)),
+    "unary-only": _ablation(_mask(lambda_pair=0.0), checkpoint=True),
     "pair-only": _ablation(_mask(lambda_unary=0.0)),
     "no-energy": _ablation(_mask(lambda_unary=0.0, lambda_pair=0.0)),
     "eight-neighbours": _ablation(_mask(neighbourhood=8)),
     "after-group2": _ablation(_mask(layer="group2")),
     "two-places": _ablation(_mask(layer=("group1", "group2"))),
     # controls
-    "random-half": _ablation(_mask(preset="random", keep=0.5)),
-    "cutout": _ablation(augment=Augment(cutout=12)),
+    "random-half": _ablation(_mask(preset="random", keep=0.5), checkpoint=True),
+    "cutout": _ablation(augment=Augment(cutout=12), checkpoint=True),
+    # can a mask be made to help against occlusion? (chapter 9)
+    "ersm-cutout": _ablation(_mask(), augment=Augment(cutout=12), checkpoint=True),
 } | {
     f"grid-unary{unary:g}-pair{pair:g}": _ablation(
         _mask(lambda_unary=unary, lambda_pair=pair), seeds=1
