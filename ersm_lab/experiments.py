@@ -15,14 +15,24 @@ from pathlib import Path
 from torch import nn
 
 from ersm_core import EnergyMask
-from ersm_lab import backbones, controls, data, protocol_runs, records, runs
+from ersm_lab import backbones, baselines, controls, data, protocol_runs, records, runs
+from ersm_lab.baselines import BaselineConfig, Coding, Smoothing
 from ersm_lab.data import Augment
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.protocols import PUBLISHED_TRAINING
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
 from ersm_lab.training import TrainSettings
 
-__all__ = ["Experiment", "Loaded", "experiments", "find", "run", "train_or_load", "valid_record"]
+__all__ = [
+    "Experiment",
+    "Loaded",
+    "experiments",
+    "find",
+    "restore",
+    "run",
+    "train_or_load",
+    "valid_record",
+]
 
 SEEDS = {"smoke": 1, "laptop": 3, "full": 3}
 
@@ -145,6 +155,16 @@ PUBLISHED: dict[str, dict] = {
     "published-high-rate-no-mask": dict(mask=None, learning_rate=1e-2),
 }
 
+# The baselines, on the ablation's network: what distinguishes each row. The levels are the paper's, its
+# schedule is not published; a code stands where SDNet-18 has its own, or everywhere.
+BASELINES: dict[str, dict] = {
+    "isvs-fixed": dict(smoothing=Smoothing(stages=((0.0, 0.6),))),
+    "isvs-iterative": dict(smoothing=Smoothing(stages=((0.0, 0.8), (0.3, 0.6), (0.6, 0.0)))),
+    "low-pass": dict(smoothing=Smoothing(stages=((0.0, 0.6),), low_pass=True)),
+    "sdnet": dict(coding=Coding()),
+    "sdnet-all": dict(coding=Coding(layers=None), seeds=1),
+}
+
 
 def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     """Every experiment of a scale on one data set, in the order in which they are wanted.
@@ -183,11 +203,36 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
         for method, row in METHODS.items()
         for seed in range(min(row.seeds, SEEDS[scale]))
     ]
-    return trained + [
+    compared = [
+        _baseline(method, dataset, scale, seed, train)
+        for method, row in BASELINES.items()
+        for seed in range(min(row.get("seeds", 3), SEEDS[scale]))
+    ]
+    published = [
         _published(method, dataset, scale, seed)
         for seed in range(SEEDS[scale])  # one backbone after the other
         for method in PUBLISHED
     ]
+    return trained + compared + published
+
+
+def _baseline(method: str, dataset: str, scale: str, seed: int, train: TrainSettings) -> Experiment:
+    parts = {name: BASELINES[method].get(name) for name in ("smoothing", "coding")}
+    return Experiment(
+        method=method,
+        dataset=dataset,
+        scale=scale,
+        seed=seed,
+        config=BaselineConfig(
+            backbone=ABLATION_BACKBONE[scale],
+            train=train,
+            train_images=IMAGES[scale],
+            test_images=IMAGES[scale],
+            **parts,
+        ),
+        tolerance={"test_accuracy": TOLERANCE[scale]},
+        checkpoint=True,
+    )
 
 
 def _published(method: str, dataset: str, scale: str, seed: int) -> Experiment:
@@ -217,11 +262,14 @@ def run(
     root: Path | None = None,
     progress: bool = True,
 ) -> dict:
-    """Run an experiment of either kind and write its record; see `runs.run`, `protocol_runs.run`.
+    """Run an experiment of any kind and write its record; see `runs.run`, `baselines.run`,
+    `protocol_runs.run`.
 
     The network that the published protocol freezes is loaded if there is one, else trained first. Runs
     of the published protocol that are given the same `maps` compute those of a backbone once.
     """
+    if isinstance(experiment.config, BaselineConfig):
+        return baselines.run(experiment, root=root, progress=progress)
     if not isinstance(experiment.config, PublishedConfig):
         return runs.run(experiment, root=root, progress=progress)
     backbone = _backbone_of(experiment, progress)
@@ -244,7 +292,7 @@ def lambdas(experiment: Experiment) -> tuple[float, float]:
     Raises:
         ValueError: it has no energy mask.
     """
-    place = experiment.config.mask
+    place = getattr(experiment.config, "mask", None)
     if place is None or place.preset in controls.KINDS:
         raise ValueError(f"{experiment.name} has no energy mask")
     make = getattr(EnergyMask, place.preset) if place.preset else EnergyMask
@@ -266,9 +314,14 @@ def find(name: str) -> Experiment:
 
 
 def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | None:
-    """The experiment's record if it was made with these settings and today's sources, else None."""
+    """The experiment's record if it was made with these settings and today's sources, else None.
+
+    Where the experiment keeps its weights, a record without them is none either.
+    """
     record = _record(experiment, root)
     if record is None or not records.is_current(record):
+        return None
+    if experiment.checkpoint and record["checkpoint"] is None:
         return None
     if isinstance(experiment.config, PublishedConfig):  # its backbone must be the one of today
         place = f"{experiment.scale}/{experiment.dataset}"
@@ -331,7 +384,7 @@ def train_or_load(
             continue
         if record["checkpoint"] and (root / record["checkpoint"]["file"]).is_file():
             try:
-                model = _restore(experiment, record, root, progress)
+                model = restore(experiment, record, root=root, progress=progress)
             except RuntimeError:  # today's network has other parameters than the recorded one
                 if not stale:
                     raise
@@ -339,11 +392,16 @@ def train_or_load(
             return Loaded(model=model, record=record, note=_note("loaded", record, stale))
     kept = replace(experiment, checkpoint=True)  # a notebook wants the network, not its record only
     record = run(kept, root=cache, progress=progress)
-    model = _restore(experiment, record, cache, progress)
+    model = restore(experiment, record, root=cache, progress=progress)
     return Loaded(model=model, record=record, note=_note("trained now", record, False))
 
 
-def _restore(experiment: Experiment, record: dict, root: Path, progress: bool) -> nn.Module:
+def restore(
+    experiment: Experiment, record: dict, *, root: Path | None = None, progress: bool = True
+) -> nn.Module:
+    """The trained network of a record of any kind, in evaluation mode; raises as `runs.restore`."""
+    if isinstance(experiment.config, BaselineConfig):
+        return baselines.restore(experiment, record, root=root)
     if not isinstance(experiment.config, PublishedConfig):
         return runs.restore(experiment, record, root=root)
     backbone = _backbone_of(experiment, progress)
