@@ -297,8 +297,8 @@ runs that it judges. This page is generated from the records when the book is bu
 record says *not yet run*. Everything is CIFAR-10 at laptop scale, with networks trained from scratch in
 a few minutes: a claim that is not reproduced here may hold in its authors' setting.
 
-*Reproduced*, *partly* and *not reproduced* follow the criterion. *Open*: the interval decides nothing, or
-there are fewer than three seeds. Intervals are of 95 %, paired over seeds and test images, and not
+*Reproduced*, *partly* and *not reproduced* follow the criterion. *Open*: the interval decides nothing,
+or there are fewer than three seeds. Intervals are of 95 %, paired over seeds and test images, and not
 corrected for the number of claims. The [status page](status.md) lists the records."""
 
 
