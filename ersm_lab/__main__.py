@@ -103,13 +103,23 @@ def verify(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Markdown page of all records."""
-    page = status_page(records.read_all())
-    if options.write is None:
+    return _publish(status_page(records.read_all()), options.write)
+
+
+def claims(options: argparse.Namespace) -> int:
+    """Markdown page of the papers' claims: criteria, findings, verdicts."""
+    from . import ledger
+
+    return _publish(ledger.page(), options.write)
+
+
+def _publish(page: str, path: Path | None) -> int:
+    if path is None:
         print(page, end="")
     else:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(page, encoding="utf-8")
-        print(f"wrote {options.write}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+        print(f"wrote {path}")
     return 0
 
 
@@ -126,6 +136,21 @@ def data_(options: argparse.Namespace) -> int:
     except data.DataNotFound as error:
         print(f"{options.dataset} is not to be had: {_message(error)}")
         print("Textured shapes, which need no download, stand in for it.")
+    return 0
+
+
+def export_demo(options: argparse.Namespace) -> int:
+    """Writes what the demo page loads: two networks as ONNX, sample images, a manifest."""
+    from . import demo_export
+
+    folder = options.to or demo_export.default_folder()
+    manifest = demo_export.export_demo(folder)
+    for network in manifest["networks"].values():
+        print(
+            f"{folder / network['file']}: {network['record']}, {network['bytes']} bytes, "
+            f"within {network['largest_difference']:.1g} of torch"
+        )
+    print(f"{len(manifest['samples'])} sample images and manifest.json beside them")
     return 0
 
 
@@ -331,7 +356,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(function: Any) -> argparse.ArgumentParser:
         added = verbs.add_parser(
-            function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__
+            function.__name__.rstrip("_").replace("_", "-"),
+            help=function.__doc__,
+            description=function.__doc__,
         )
         added.set_defaults(verb=function)
         return added
@@ -359,11 +386,14 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="default: one smoke record of each method"
     )
 
-    reporting = verb(status)
-    reporting.add_argument("--write", type=Path, metavar="FILE", help="default: print it")
+    for page in (status, claims):
+        verb(page).add_argument("--write", type=Path, metavar="FILE", help="default: print it")
 
     fetching = verb(data_)
     fetching.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10")
+
+    exporting = verb(export_demo)
+    exporting.add_argument("--to", type=Path, metavar="FOLDER", help="default: book/_static/demo")
     return parser
 
 

@@ -8,6 +8,7 @@ Differences are paired over seeds and test images, with 95 % intervals (`statist
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -303,4 +304,4 @@ corrected for the number of claims. The [status page](status.md) lists the recor
 
 
 def _anchor(claim: Claim) -> str:
-    return "claim-" + "".join(c if c.isalnum() else "-" for c in claim.key.lower()).strip("-")
+    return "claim-" + "-".join(re.findall("[a-z0-9]+", claim.key.lower()))

@@ -323,6 +323,16 @@ def test_status_page(lab, capsys, tmp_path):
     assert capsys.readouterr().out == text
 
 
+def test_the_ledger_of_claims_is_a_page_too(lab, capsys, tmp_path):
+    page = tmp_path / "book" / "claims.md"
+    assert main(["claims", "--write", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# The ledger of claims") and "not yet run" in text
+    capsys.readouterr()
+    main(["claims"])
+    assert capsys.readouterr().out == text
+
+
 def test_status_page_without_records_and_without_the_metric(lab, capsys):
     assert main(["status"]) == 0
     assert "There are no records yet." in capsys.readouterr().out

@@ -74,8 +74,8 @@ def test_the_page_has_every_claim_its_criterion_and_its_finding():
         key="X (1)", paper="k", text="It works.", criterion="C.", judge=lambda d, s: found
     )
     text = ledger.page([claim])
-    assert "| [X (1)](#claim-x--1): It works. | partly |" in text
-    assert "(claim-x--1)=\n## X (1): It works." in text
+    assert "| [X (1)](#claim-x-1): It works. | partly |" in text
+    assert "(claim-x-1)=\n## X (1): It works." in text
     assert "**Criterion.** C." in text
     assert "**Partly.** +1.0 points. Records: `a`, `b`." in text
 

@@ -20,7 +20,10 @@ from ersm_lab.data import default_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
-GENERATED = "book/status"  # written by `python -m ersm_lab status`, from the records
+GENERATED = (
+    "status",
+    "claims",
+)  # pages of book/ that `python -m ersm_lab PAGE` writes from the records
 STAND_IN = (
     "Built without CIFAR-10, which could be neither found nor downloaded: textured shapes stand in "
     "wherever images are needed. What was recorded on CIFAR-10 is shown as recorded."
@@ -49,10 +52,11 @@ def gather(root: Path, stage: Path) -> None:
         dirs_exist_ok=True,
     )
     pages = list(parse_toc_yaml(stage / "_toc.yml"))
-    if GENERATED in pages and not (stage / f"{GENERATED}.md").exists():
-        target = str(stage / f"{GENERATED}.md")
-        command = [sys.executable, "-m", "ersm_lab", "status", "--write", target]
-        subprocess.run(command, cwd=root, check=True)
+    for page in GENERATED:
+        target = stage / "book" / f"{page}.md"
+        if f"book/{page}" in pages and not target.exists():
+            command = [sys.executable, "-m", "ersm_lab", page, "--write", str(target)]
+            subprocess.run(command, cwd=root, check=True)
     missing = [
         page
         for page in pages
