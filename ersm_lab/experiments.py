@@ -115,6 +115,7 @@ METHODS: dict[str, Row] = {
     # found by the search of chapter 6: half the pressure, and twice as long to get used to it
     "gentle": _ablation(_mask(lambda_pair=0.01), mask_start=0.3, checkpoint=True),
     "gentle-temperature-1": _ablation(_mask(lambda_pair=0.01, temperature=1.0), mask_start=0.3),
+    "gentle-0.015": _ablation(_mask(lambda_pair=0.015, temperature=1.0), mask_start=0.3),
     "gentle-schedule": _ablation(_mask(), mask_start=0.3, seeds=1),
     # which energy does what
     "unary-only": _ablation(_mask(lambda_pair=0.0), checkpoint=True),
