@@ -77,6 +77,35 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def judge(options: argparse.Namespace) -> int:
+    """Asks trained networks the suites of `judging` that have no valid, current record."""
+    from . import experiments, judging
+
+    chosen = [experiments.find(name) for name in options.names]
+    asked = [(e, suite) for e in chosen for suite in _suites(options.suites, e.dataset)]
+    done, left, failed = [], [], {}
+    for number, (experiment, suite) in enumerate(asked, start=1):
+        name = judging.judgement_name(experiment, suite)
+        label = f"[{number}/{len(asked)}] {name}"
+        try:
+            if not options.force and judging.valid_judgement(experiment, suite) is not None:
+                print(f"{label}: its record is valid and current, left as it is", flush=True)
+                left.append(name)
+                continue
+            print(f"{label}: {experiment.name} is asked", flush=True)
+            record = judging.judge(experiment, suite, progress=True)
+        except Exception as error:  # the other suites still get their turn
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {_message(error)}"
+        else:
+            print(f"{label}: {_number(record['seconds']['judge'])} s", flush=True)
+            done.append(name)
+    print(f"{len(done)} judged, {len(left)} left, {len(failed)} failed")
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}")
+    return 1 if failed else 0
+
+
 def compare(options: argparse.Namespace) -> int:
     """Metric-by-metric table of two records."""
     a, b = records.read(options.a), records.read(options.b)
@@ -224,6 +253,19 @@ def _chosen(options: argparse.Namespace) -> list[Any]:
     ]
 
 
+def _suites(asked: str | None, dataset: str) -> Sequence[str]:
+    """The suites of a comma-separated list, or all that the data set can be asked."""
+    from . import judging
+
+    if asked is None:
+        return judging.suites_of(dataset)
+    suites = asked.split(",")
+    strange = [suite for suite in suites if suite not in judging.SUITES]
+    if strange:
+        raise ValueError(f"no suite {strange[0]!r}; there are: {', '.join(judging.SUITES)}")
+    return suites
+
+
 def _why(name: str, force: bool) -> str:
     if force:
         return "forced"
@@ -246,15 +288,13 @@ def _one_smoke_record_per_method() -> list[str]:
 
 def _verify(name: str) -> str:
     """Re-runs one record; returns what is wrong, or nothing."""
-    from . import experiments
-
     try:
         recorded = records.read(name)
         if not recorded["tolerance"]:
             return "states no tolerance, so there is nothing to verify"
         print(f"{name}: running again", flush=True)
         with tempfile.TemporaryDirectory(prefix="ersm-verify-") as folder:
-            again = experiments.run(experiments.find(name), root=Path(folder), progress=True)
+            again = _again(recorded, Path(folder))
     except Exception as error:  # a record that cannot be run again is not verified
         if not isinstance(error, LookupError | ValueError | OSError):
             traceback.print_exc()
@@ -268,6 +308,19 @@ def _verify(name: str) -> str:
             print(f"recorded on another {what}: {', '.join(changed)}")
     off = [difference.name for difference in differences if difference.within is False]
     return f"does not agree in {', '.join(off)}" if off else ""
+
+
+def _again(recorded: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs the experiment of a record again, or asks its network again, in a home of its own."""
+    from . import experiments
+
+    if "judged" not in recorded["config"]:
+        return experiments.run(experiments.find(recorded["name"]), root=folder, progress=True)
+    from . import judging
+
+    suite = recorded["method"].rpartition(".")[2]
+    network = experiments.find(recorded["config"]["judged"])
+    return judging.judge(network, suite, root=folder, networks=records.home(), progress=True)
 
 
 def _differences(differences: Iterable[records.Difference]) -> str:
@@ -376,6 +429,13 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--seed", nargs="+", type=int, metavar="N", help="only these seeds")
     running.add_argument("--force", action="store_true", help="also where the record is current")
     running.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+
+    judging_ = verb(judge)
+    judging_.add_argument("names", nargs="+", metavar="NAME", help="laptop/cifar10/ersm/seed0")
+    judging_.add_argument(
+        "--suites", metavar="SUITE,SUITE", help="default: all that the data set can be asked"
+    )
+    judging_.add_argument("--force", action="store_true", help="also where the record is current")
 
     comparing = verb(compare)
     comparing.add_argument("a", metavar="NAME")

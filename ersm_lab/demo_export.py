@@ -264,8 +264,8 @@ def export_network(model: CifarNet, *, side: int = 32) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    for node in program.model.graph:
-        node.metadata_props.clear()  # holds the paths of this machine
+    for part in (program.model, program.model.graph, *program.model.graph):
+        part.metadata_props.clear()  # of the nodes they hold the paths of this machine
     file = io.BytesIO()
     program.save(file)
     return file.getvalue()

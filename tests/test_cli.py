@@ -192,6 +192,130 @@ def test_run_stops_when_interrupted(lab):
     assert lab.ran == DENSE
 
 
+# ------------------------------------------------------------------------------------------ judge
+
+
+class Bench:
+    """What `ersm_lab.judging` promises, without a network; `broken` is the tests' lever."""
+
+    SUITES = ("occlusion", "attacks", "objects")
+
+    def __init__(self):
+        self.asked, self.networks, self.broken, self.accuracy = [], [], {}, 0.5
+
+    def suites_of(self, dataset):
+        return self.SUITES if dataset == "shapes" else self.SUITES[:2]
+
+    def judgement_name(self, experiment, suite):
+        place = f"{experiment.scale}/{experiment.dataset}"
+        return f"{place}/{experiment.method}.{suite}/seed{experiment.seed}"
+
+    def valid_judgement(self, experiment, suite):
+        try:
+            record = records.read(self.judgement_name(experiment, suite))
+        except records.RecordNotFound:
+            return None
+        return record if records.is_current(record) else None
+
+    def judge(self, experiment, suite, *, root=None, networks=None, progress=True):
+        name = self.judgement_name(experiment, suite)
+        self.asked.append(name)
+        self.networks.append(networks)
+        if name in self.broken:
+            raise self.broken[name]
+        records.write(
+            records.provenance(["ersm_lab/records.py"])
+            | {
+                "name": name,
+                "method": f"{experiment.method}.{suite}",
+                "dataset": experiment.dataset,
+                "scale": experiment.scale,
+                "seed": experiment.seed,
+                "config": {"judged": experiment.name},
+                "metrics": {"accuracy": {"clean": self.accuracy}},
+                "tolerance": {"accuracy": 0.01},
+                "curve": [],
+                "answers": None,
+                "seconds": {"train": 0, "judge": 2.5},
+                "checkpoint": None,
+            },
+            root=root,
+        )
+        return records.read(name, root=root)
+
+
+@pytest.fixture
+def bench(lab, monkeypatch):
+    fake = Bench()
+    monkeypatch.setattr(ersm_lab, "judging", fake, raising=False)
+    return fake
+
+
+def test_judge_asks_what_is_not_yet_recorded_and_leaves_the_rest(bench, capsys):
+    assert main(["judge", ERSM[0], "--suites", "attacks"]) == 0
+    assert main(["judge", ERSM[0]]) == 0
+    places = [f"smoke/shapes/ersm.{suite}/seed0" for suite in ("attacks", "occlusion", "objects")]
+    assert bench.asked == places
+    out = capsys.readouterr().out
+    assert "[2/3] smoke/shapes/ersm.attacks/seed0: its record is valid and current, left" in out
+    assert "[3/3] smoke/shapes/ersm.objects/seed0: 2.5 s" in out
+    assert out.endswith("2 judged, 1 left, 0 failed\n")
+
+
+def test_judge_takes_several_networks_and_suites_in_the_order_given(bench):
+    names = [ERSM[1], "laptop/cifar10/dense/seed0"]
+    assert main(["judge", *names, "--suites", "attacks,occlusion"]) == 0
+    assert bench.asked == [
+        "smoke/shapes/ersm.attacks/seed1",
+        "smoke/shapes/ersm.occlusion/seed1",
+        "laptop/cifar10/dense.attacks/seed0",
+        "laptop/cifar10/dense.occlusion/seed0",
+    ]
+
+
+def test_judge_asks_a_data_set_only_what_it_can_answer(bench):
+    assert main(["judge", "laptop/cifar10/dense/seed0"]) == 0
+    assert [name.split(".")[1] for name in bench.asked] == ["occlusion/seed0", "attacks/seed0"]
+
+
+def test_judge_asks_again_when_forced_or_stale(bench):
+    arguments = ["judge", ERSM[0], "--suites", "attacks"]
+    for more in ([], [], ["--force"]):
+        assert main([*arguments, *more]) == 0
+    assert len(bench.asked) == 2
+    spoil("smoke/shapes/ersm.attacks/seed0", source_hash="0" * 64)
+    assert main(arguments) == 0
+    assert len(bench.asked) == 3
+
+
+def test_judge_goes_on_after_a_failure_and_says_so_at_the_end(bench, capsys):
+    place = "smoke/shapes/ersm.attacks/seed0"
+    bench.broken = {place: records.RecordNotFound("no current record with a checkpoint")}
+    assert main(["judge", ERSM[0]]) == 1
+    assert len(bench.asked) == 3
+    assert capsys.readouterr().out.endswith(
+        f"2 judged, 0 left, 1 failed\nfailed: {place}: RecordNotFound: "
+        "no current record with a checkpoint\n"
+    )
+
+
+def test_judge_refuses_unknown_suites_and_networks(bench, capsys):
+    assert main(["judge", ERSM[0], "--suites", "occlusion,atacks"]) == 1
+    assert "no suite 'atacks'; there are: occlusion, attacks, objects" in capsys.readouterr().err
+    assert main(["judge", "smoke/shapes/esrm/seed0"]) == 1
+    assert "no experiment 'smoke/shapes/esrm/seed0'" in capsys.readouterr().err
+    assert bench.asked == []
+
+
+def test_verify_asks_the_network_of_a_judgement_again(bench, capsys, tmp_path):
+    main(["judge", ERSM[0], "--suites", "attacks"])
+    assert main(["verify"]) == 0
+    assert bench.networks == [None, tmp_path]  # the second from the home that has the network
+    bench.accuracy = 0.6
+    assert main(["verify", "smoke/shapes/ersm.attacks/seed0"]) == 1
+    assert "ersm.attacks/seed0: does not agree in accuracy.clean" in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------------- list and compare
 
 

@@ -2,7 +2,7 @@
 
 A build can be green and its site empty. This looks at what came out: each page of _toc.yml is there
 with its title and its text; each figure of an executed notebook is there and shown; each picture
-has a text alternative; each link within the book leads somewhere.
+has a text alternative; each link within the book leads somewhere; and nothing has grown too large.
 
     python tools/check_book.py [--html _build/html] [--stage _build/stage]
 """
@@ -28,6 +28,8 @@ SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png", "image/jpeg": ".jpg", 
 # What MyST-NB prefers to a picture, if a cell's output comes in several forms.
 INTERACTIVE = {"application/vnd.jupyter.widget-view+json", "application/javascript", "text/html"}
 LEAST_TEXT = 40  # characters besides the title: a page with less is empty
+LARGEST_BOOK = 40_000_000  # bytes, all files together
+LARGEST_PAGE = 3_000_000  # bytes, with its own pictures, without what pages share in _static
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Report:
 
     pages: int = 0
     figures: int = 0
+    size: int = 0  # bytes, of all files
     problems: list[str] = field(default_factory=list)
 
 
@@ -138,6 +141,20 @@ def check_figures(page: BeautifulSoup, path: Path, notebook: Path) -> list[str]:
     ]
 
 
+def check_size(page: BeautifulSoup, path: Path, html: Path) -> list[str]:
+    """The page and the pictures that are its own are not too large to be read on the way."""
+    files = {path}
+    for picture in page.find_all(["img", "source", "video"]):
+        parts = urlsplit(str(picture.get("src", "")))
+        if parts.path and not parts.scheme:
+            files.add(Path(os.path.normpath(path.parent / unquote(parts.path))))
+    own = [file for file in files if file.is_file() and html / "_static" not in file.parents]
+    size = sum(file.stat().st_size for file in own)
+    if size <= LARGEST_PAGE:
+        return []
+    return [f"{size:,} bytes with its pictures, more than {LARGEST_PAGE:,}: make pictures smaller"]
+
+
 def check_book(html: Path, stage: Path) -> Report:
     """Look at every page that _toc.yml names.
 
@@ -146,9 +163,11 @@ def check_book(html: Path, stage: Path) -> Report:
         stage: what it was built from: _toc.yml and the executed notebooks.
 
     Returns:
-        The number of pages and figures, and every problem found, each with its page.
+        The number of pages and figures, the size, and every problem found, each with its page.
     """
-    report = Report()
+    report = Report(size=sum(file.stat().st_size for file in html.rglob("*") if file.is_file()))
+    if report.size > LARGEST_BOOK:
+        report.problems.append(f"the book has {report.size:,} bytes, more than {LARGEST_BOOK:,}")
     if not (html / "index.html").is_file():
         report.problems.append("index.html: missing")
     for name in parse_toc_yaml(stage / "_toc.yml"):
@@ -158,6 +177,7 @@ def check_book(html: Path, stage: Path) -> Report:
             continue
         page = read(path)
         found = check_links(page, path, html) + check_pictures(page) + check_text(page)
+        found += check_size(page, path, html)
         notebook = stage / f"{name}.ipynb"
         if notebook.exists():
             found += check_figures(page, path, notebook)
@@ -175,7 +195,10 @@ def main() -> int:
     parser.add_argument("--stage", type=Path, default=ROOT / "_build" / "stage")
     args = parser.parse_args()
     report = check_book(args.html.resolve(), args.stage.resolve())
-    print(f"{report.pages} pages, {report.figures} figures, {len(report.problems)} problems")
+    print(
+        f"{report.pages} pages, {report.figures} figures, {report.size / 1e6:.1f} MB, "
+        f"{len(report.problems)} problems"
+    )
     for line in report.problems:
         print(line, file=sys.stderr)
     return 1 if report.problems else 0

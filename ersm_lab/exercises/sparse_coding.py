@@ -1,0 +1,132 @@
+"""Checks of chapter 8, convolutional sparse coding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ersm_lab.sparse_coding import analyse, largest_eigenvalue, sparse_code, synthesise, unit_atoms
+
+TOLERANCE = 1e-9
+
+
+def check_smallest_lambda(function: Callable) -> str | None:
+    """smallest_lambda(x, dictionary, nonnegative) -> (B,), from which on each image's code is zero.
+
+    x (B, C, H, W), dictionary (K, C, 3, 3), stride 1 and padding 1.
+    """
+    x, dictionary = _problem()
+    x[0] *= 3  # images of several ranges
+    x = torch.cat([x, -x])  # in one of each pair the largest match is negative
+    for nonnegative in (True, False):
+        answer = function(x.clone(), dictionary.clone(), nonnegative)
+        if not isinstance(answer, Tensor) or answer.shape != (len(x),):
+            kind = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            return f"give a tensor with one number for each image, ({len(x)},), not {kind}"
+        answer = answer.detach().double()
+        match = analyse(x, dictionary, padding=(1, 1)).flatten(1)  # (B, K h w)
+        right = (match if nonnegative else match.abs()).amax(1)  # (B,)
+        if (answer - right).abs().max() < TOLERANCE:
+            continue
+        if (answer - right.max()).abs().max() < TOLERANCE:
+            return "that is the largest of the batch: each image has its own"
+        if (answer - match.abs().amax(1)).abs().max() < TOLERANCE:
+            return (
+                "a code that cannot be negative does not answer to a negative match: no abs there"
+            )
+        if (answer - match.amax(1)).abs().max() < TOLERANCE:
+            return "codes of either sign answer to negative matches, too: take the absolute value"
+        step = _step(dictionary, x)
+        if (answer - step * right).abs().max() < TOLERANCE:
+            return "the step size is on both sides: s A^T x <= s lambda. Cancel it"
+        at = (answer - right).abs().nan_to_num(torch.inf).argmax()
+        codes = sparse_code(
+            x,
+            dictionary,
+            step=step,
+            lambda_l1=answer.nan_to_num(0).clamp_min(0),
+            steps=50,
+            nonnegative=nonnegative,
+            padding=(1, 1),
+        )
+        share = (codes[at] != 0).double().mean()
+        words = (
+            f"{100 * share:.1f} % of its codes are not zero there" if share else "it is too large"
+        )
+        return f"image {int(at)}: you say {answer[at]:.4f}, but {words}"
+    return None
+
+
+def check_unrolled(function: Callable) -> str | None:
+    """unrolled(x, dictionary, step, lambda_l1, steps) -> the non-negative code after steps of FISTA.
+
+    x (B, C, H, W), dictionary (K, C, 3, 3), stride 1 and padding 1 -> (B, K, H, W).
+    """
+    x, dictionary = _problem()
+    step, weight = _step(dictionary, x), 0.3
+    settings = dict(step=step, lambda_l1=weight, padding=(1, 1))
+    for steps in (1, 2, 3, 7):
+        given = x.clone()
+        answer = function(given, dictionary.clone(), step, weight, steps)
+        right = sparse_code(x, dictionary, steps=steps, **settings)
+        if not isinstance(answer, Tensor) or answer.shape != right.shape:
+            kind = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            return f"give a tensor of shape {tuple(right.shape)}, not {kind}"
+        if not torch.equal(given, x):
+            return "it changes the input it was given: work on a copy"
+        answer = answer.detach()
+
+        def near(other: Tensor, answer: Tensor = answer) -> bool:
+            return bool((answer - other).abs().max() < TOLERANCE)
+
+        if near(right):
+            continue
+        if (answer < 0).any():
+            return f"{steps} step(s): some codes are negative: cut them off at zero in each step"
+        for off in (-1, 1):
+            if steps + off and near(sparse_code(x, dictionary, steps=steps + off, **settings)):
+                return (
+                    f"asked for {steps} step(s) it takes {steps + off}: the first starts from zero"
+                )
+        wrong = {
+            "the threshold is s lambda, not lambda": dict(lambda_l1=weight / step),
+            "no threshold: subtract s lambda before you cut off at zero": dict(lambda_l1=0.0),
+            "that is ISTA: the momentum is missing": dict(accelerate=False),
+        }
+        for what, changes in wrong.items():
+            if near(sparse_code(x, dictionary, steps=steps, **(settings | changes))):
+                return what
+        if near(_as_released(x, dictionary, step, weight, steps)):
+            return (
+                "from the third step on, the residual is that of y_k, where the step starts, not of "
+                "c_k (the authors' released code has it so, too)"
+            )
+        return f"{steps} step(s): up to {(answer - right).abs().max():.3g} away from `sparse_code`"
+    return None
+
+
+def _as_released(x: Tensor, dictionary: Tensor, step: float, weight: float, steps: int) -> Tensor:
+    """FISTA with the gradient at c_k instead of y_k."""
+    code = previous = (step * (analyse(x, dictionary, padding=(1, 1)) - weight)).relu()
+    t = 1.0
+    for _ in range(steps - 1):
+        before, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        y = code + (before - 1) / t * (code - previous)
+        rest = x - synthesise(code, dictionary, size=tuple(x.shape[2:]), padding=(1, 1))
+        downhill = analyse(rest, dictionary, padding=(1, 1)) - weight
+        previous, code = code, (y + step * downhill).relu()
+    return code
+
+
+def _problem() -> tuple[Tensor, Tensor]:
+    """Three inputs (3, 2, 6, 7) and a dictionary (5, 2, 3, 3), in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 6, 7, dtype=torch.float64, generator=generator)
+    return x, unit_atoms(torch.randn(5, 2, 3, 3, dtype=torch.float64, generator=generator))
+
+
+def _step(dictionary: Tensor, x: Tensor) -> float:
+    size = (int(x.shape[2]), int(x.shape[3]))
+    return 0.9 / largest_eigenvalue(dictionary, size, padding=(1, 1))[0]

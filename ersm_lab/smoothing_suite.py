@@ -1,0 +1,286 @@
+"""What training on smoothed images gains and loses: one network, asked under many smoothings.
+
+The test images as they are, sparsified along the inverse scale path, smoothed by frequency to the same
+energy and blurred to the same squared error, shrunk and enlarged again, and under a handful of
+corruptions. The paper (Zhou et al., arXiv:2409.18419) claims a gain under corruptions and at low
+resolution, over frequency smoothing, too. Its tables are not public; the conditions are our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.fft
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from ersm_lab import baselines, evaluation, inverse_scale, perturbations, runs
+from ersm_lab.data import ImageSet
+from ersm_lab.inverse_scale import PathSettings
+from ersm_lab.statistics import Difference
+
+SMOOTHINGS = ("sparsified", "low-pass", "blur")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingSuite:
+    """What is asked.
+
+    Attributes:
+        images: the first so many of the test images.
+        levels: of sparsity; low-pass and blur are matched to the sparsified images.
+        path: settings of the inverse scale path; None is `PathSettings()`.
+        sides: of the low resolutions, in pixels.
+        corruptions: of `perturbations.KINDS`.
+        severities: of each corruption, 1 to 5.
+        seed: of what corruptions draw by lot.
+    """
+
+    images: int = 2_000
+    levels: tuple[float, ...] = (0.6, 0.8)
+    path: PathSettings | None = None
+    sides: tuple[int, ...] = (16, 8)
+    corruptions: tuple[str, ...] = (
+        "gaussian_noise",
+        "shot_noise",
+        "defocus_blur",
+        "contrast",
+        "jpeg_compression",
+        "pixelate",
+    )
+    severities: tuple[int, ...] = (1, 3, 5)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, got {self.images}")
+        named = [round(100 * level) for level in self.levels]
+        if len(set(named)) < len(named) or not all(0 < level < 1 for level in self.levels):
+            raise ValueError(
+                "levels lie between 0 and 1 and differ by one per cent or more, got "
+                f"{self.levels}: conditions are named by per cents"
+            )
+
+
+SUITES = {
+    "smoke": SmoothingSuite(images=64),
+    "laptop": SmoothingSuite(),
+    "full": SmoothingSuite(images=10_000),
+}
+
+
+def measure(
+    model: nn.Module, test: ImageSet, *, settings: SmoothingSuite
+) -> tuple[dict, dict[str, Tensor]]:
+    """Accuracy under every condition, and which images are classified rightly.
+
+    Args:
+        model: a classifier of normalised images.
+        test: test images on the model's device; uint8 images of 32 x 32 pixels.
+        settings: what is asked.
+
+    Returns:
+        Metrics: `images`, their number; `accuracy` by condition, 0 to 1; of the smoothed conditions
+        also `energy`, the mean share of each image's energy that is retained, and `error`, the root
+        of the mean squared error against the plain images, in grey levels of 0 to 255.
+        Answers: bools (N,) by condition, in the same order.
+    """
+    test = test[: settings.images]
+    metrics: dict = {"images": len(test), "accuracy": {}, "energy": {}, "error": {}}
+    answers = {}
+    for name, images in conditions(test.images, settings=settings):
+        right = evaluation.answers(model, replace(test, images=images)).cpu()  # (N,)
+        answers[name] = right
+        metrics["accuracy"][name] = right.double().mean().item()
+        if name.startswith(SMOOTHINGS):
+            x, y = _floats(test.images), _floats(images)
+            metrics["energy"][name] = inverse_scale.retained_energy(x, y).mean().item()
+            metrics["error"][name] = 255 * (x - y).double().square().mean().sqrt().item()
+    return metrics, answers
+
+
+def conditions(images: Tensor, *, settings: SmoothingSuite) -> Iterator[tuple[str, Tensor]]:
+    """Every condition's name and images, one after the other.
+
+    Args:
+        images: uint8 (N, 32, 32, 3).
+        settings: what is asked.
+
+    Yields:
+        Names are "plain"; "sparsified-60", "low-pass-60" and "blur-60" for a level of 0.6;
+        "resolution-16"; "gaussian_noise-3" for a severity of 3. Images are uint8 (N, 32, 32, 3).
+    """
+    yield "plain", images
+    for level in settings.levels:
+        for kind, smooth in smoothed(images, level, path=settings.path).items():
+            yield f"{kind}-{round(100 * level)}", smooth
+    for side in settings.sides:
+        yield f"resolution-{side}", perturbations.low_resolution(images, side)
+    for kind in settings.corruptions:
+        for severity in settings.severities:
+            corrupted = perturbations.corrupt(images, kind, severity, seed=settings.seed)
+            yield f"{kind}-{severity}", corrupted
+
+
+def smoothed(
+    images: Tensor, level: float, *, path: PathSettings | None = None
+) -> dict[str, Tensor]:
+    """One level of the path and its two rivals, image by image: `SMOOTHINGS`.
+
+    "low-pass" retains the energy of the sparsified image; "blur" is the Gaussian blur with its squared
+    error.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        level: of sparsity, 0 to 1.
+        path: settings of the path.
+
+    Returns:
+        uint8 (N, H, W, 3) each.
+    """
+    flat = baselines.at_level(images, level, path=path, progress=False)
+    low = baselines.at_level(images, level, path=path, low_pass=True, progress=False)
+    blurred = blur_of_equal_error(_floats(images), _floats(flat))  # (N, 3, H, W)
+    blurred = (blurred.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    return {"sparsified": flat, "low-pass": low, "blur": blurred}
+
+
+def _floats(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+
+
+# --- blur ------------------------------------------------------------------------------------------
+
+
+def blur(x: Tensor, sigma: float | Tensor) -> Tensor:
+    """Gaussian blur by heat flow for a time of sigma^2 / 2; nothing flows over the border.
+
+    Each frequency w of the DCT-II, in radians a pixel, is multiplied by exp(-sigma^2 |w|^2 / 2).
+
+    Args:
+        x: (B, C, H, W).
+        sigma: standard deviation in pixels; one number, or (B,).
+
+    Returns:
+        (B, C, H, W), in x's type; computed in float64.
+    """
+    sigma = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
+    gain = _gain(sigma, *x.shape[-2:])[:, None]  # (B, 1, H, W)
+    kept = scipy.fft.idctn(gain * _spectrum(x), axes=(2, 3), norm="ortho")
+    return torch.from_numpy(kept).to(x)
+
+
+def blur_of_equal_error(x: Tensor, y: Tensor) -> Tensor:
+    """Each image blurred so far that its squared error is that of y.
+
+    An error beyond that of the flat image gives the flat image.
+
+    Args:
+        x, y: (B, C, H, W).
+
+    Returns:
+        (B, C, H, W), in x's type.
+    """
+    wanted = (x.double() - y.double()).square().sum((1, 2, 3)).cpu().numpy()  # (B,)
+    power = np.square(_spectrum(x)).sum(1)  # (B, H, W)
+    low, high = np.full(len(x), -4.0), np.full(len(x), 4.0)  # log10 of sigma
+    for _ in range(50):
+        middle = (low + high) / 2
+        lost = (power * np.square(1 - _gain(10**middle, *x.shape[-2:]))).sum((1, 2))  # (B,)
+        low, high = np.where(lost < wanted, middle, low), np.where(lost < wanted, high, middle)
+    sigma = np.where(wanted > 0, 10 ** ((low + high) / 2), 0)
+    return blur(x, torch.from_numpy(sigma))
+
+
+def _spectrum(x: Tensor) -> np.ndarray:
+    return scipy.fft.dctn(x.double().cpu().numpy(), axes=(2, 3), norm="ortho")  # (B, C, H, W)
+
+
+def _gain(sigma: np.ndarray, height: int, width: int) -> np.ndarray:
+    """exp(-sigma^2 |w|^2 / 2), (B, H, W)."""
+    rows, columns = (
+        np.exp(-((sigma[:, None] * np.pi * np.arange(n) / n) ** 2) / 2) for n in (height, width)
+    )
+    return rows[:, :, None] * columns[:, None, :]
+
+
+# --- answers in a record ---------------------------------------------------------------------------
+
+
+def pack(answers: Mapping[str, Tensor]) -> str:
+    """The answers of `measure` as the text of a record's `answers`: one condition after the other."""
+    return runs.pack(torch.cat(list(answers.values())))
+
+
+def unpack(record: Mapping) -> dict[str, Tensor]:
+    """Bools (N,) by condition, from a record whose metrics and answers `measure` and `pack` made.
+
+    Raises:
+        ValueError: it holds no answers.
+    """
+    if record["answers"] is None:
+        raise ValueError(f"{record['name']} holds no answers: run it again")
+    names: Sequence[str] = list(record["metrics"]["accuracy"])
+    bits = runs.unpack(record["answers"], len(names) * record["metrics"]["images"])
+    return dict(zip(names, bits.chunk(len(names)), strict=True))
+
+
+# --- differences -----------------------------------------------------------------------------------
+
+
+def difference(
+    method: Sequence[Mapping],
+    base: Sequence[Mapping],
+    names: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Difference:
+    """Paired difference of accuracy, averaged over conditions, as `statistics.difference` does it.
+
+    All conditions of a test image stay together when images are drawn again.
+
+    Args:
+        method, base: records of the seeds of two methods, as `unpack` takes them.
+        names: conditions, each of the same weight.
+        confidence, resamples, seed: of the bootstrap.
+
+    Raises:
+        ValueError: no seed in common, no or other conditions, or records without answers.
+    """
+    right = {}
+    for role, group in {"method": method, "base": base}.items():
+        right[role] = {record["seed"]: _mean_answers(record, names) for record in group}
+    seeds = tuple(sorted(right["method"].keys() & right["base"].keys()))
+    if not seeds:
+        raise ValueError("the two methods have no seed in common: record one for both")
+    gaps = np.stack([right["method"][s] - right["base"][s] for s in seeds])  # (seeds, N)
+    several = len(seeds) > 1
+    found = stats.bootstrap(
+        tuple(np.arange(n) for n in gaps.shape) if several else (gaps[0],),
+        (lambda s, i: gaps[np.ix_(s, i)].mean()) if several else np.mean,
+        vectorized=False,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Difference(
+        mean=float(100 * gaps.mean()),
+        low=float(100 * found.low),
+        high=float(100 * found.high),
+        seeds=seeds,
+        by_seed=tuple((100 * gaps.mean(1)).tolist()),
+    )
+
+
+def _mean_answers(record: Mapping, names: Sequence[str]) -> np.ndarray:
+    answers = unpack(record)
+    missing = [name for name in names if name not in answers]
+    if missing or not names:
+        raise ValueError(f"{record['name']} holds no {missing or 'names'}: choose of {[*answers]}")
+    return torch.stack([answers[name] for name in names]).double().mean(0).numpy()  # (N,)
