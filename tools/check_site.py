@@ -290,7 +290,10 @@ def check_page(browser: Browser, address: str, name: str, pictures: Path | None 
         seen.pictures, found = page.evaluate(PICTURES)
         seen.problems += found + check_text(page)
         shoot("light")
-        page.emulate_media(color_scheme="dark")
+        page.add_style_tag(
+            content="*, ::before, ::after { transition: none !important }"
+        )  # or axe-core
+        page.emulate_media(color_scheme="dark")  # may see a colour on its way from light to dark
         shoot("dark")
         seen.problems += start(page)
         # From here on all that is folded is open.
