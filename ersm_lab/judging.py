@@ -10,8 +10,14 @@ Seven suites of questions, each with its own settings at every scale and its own
     objects     whether maps find the object of textured shapes, whose true masks are known
     spurious    accuracy where the background of textured shapes tells the truth and where it lies
 
-`evaluate` asks a network; `judge` asks the trained network of an experiment and writes a record for
-each suite, so that a card can be interrupted, and a suite that changes makes no other one stale.
+and two that only some networks are asked, by name:
+
+    smoothing   accuracy on images that were simplified, as `smoothing_suite` does it
+    lambda      accuracy of a sparse code whose lambda is chosen three ways, as `lambda_suite` does it
+
+`evaluate` asks a network; `judge` asks the trained network of an experiment one suite and writes its
+record, so that a card can be interrupted and goes on, and a change of what one suite uses, or of its
+settings, makes no other one stale.
 
 Accuracy under a condition is that of the same images under all conditions of a suite, the first so
 many of the test set. Which of them are classified rightly is kept for every condition, so that two
@@ -40,12 +46,14 @@ from ersm_lab import (
     deletion_insertion,
     evaluation,
     experiments,
+    lambda_suite,
     object_masks,
     perturbations,
     rankings,
     records,
     runs,
     shapes,
+    smoothing_suite,
 )
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import evaluating, replaced_mask
@@ -137,7 +145,7 @@ class Deletion:
 
     Attributes:
         images: the first so many, for the paper's test (`deletion`: least important tokens first,
-            from a mask of ones, accuracy); None is all.
+            from a mask of ones, accuracy; a second mask stays as it is); None is all.
         curve_images: of these the first so many, for deletion and insertion of tokens and pixels
             (`deletion_insertion`: most important first, probability).
         unit_images: of these the first so many, for conventions that step one unit at a time.
@@ -195,6 +203,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "deletion": Deletion(images=40, curve_images=4, unit_images=1),
         "objects": Objects(images=100),
         "spurious": Spurious(images=100),
+        "smoothing": smoothing_suite.SUITES["smoke"],
+        "lambda": lambda_suite.SUITES["smoke"],
     },
     "laptop": {
         "occlusion": Occlusion(images=5_000),
@@ -204,6 +214,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "deletion": Deletion(images=500, curve_images=100, unit_images=10),
         "objects": Objects(images=1_000),
         "spurious": Spurious(images=2_000),
+        "smoothing": smoothing_suite.SUITES["laptop"],
+        "lambda": lambda_suite.SUITES["laptop"],
     },
     "full": {
         "occlusion": Occlusion(images=None),
@@ -213,6 +225,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "deletion": Deletion(images=None, curve_images=1_000, unit_images=200),
         "objects": Objects(images=None),
         "spurious": Spurious(images=10_000),
+        "smoothing": smoothing_suite.SUITES["full"],
+        "lambda": lambda_suite.SUITES["full"],
     },
 }
 
@@ -600,6 +614,35 @@ def _object_masks(data: ImageSet) -> Tensor:
     return data.masks  # (N, H, W)
 
 
+# --- asked by name only ----------------------------------------------------------------------------
+
+
+def smoothing(
+    model: nn.Module,
+    data: ImageSet,
+    settings: smoothing_suite.SmoothingSuite,
+    *,
+    progress: bool = False,
+) -> Finding:
+    """Conditions and metrics of `smoothing_suite.measure`."""
+    return _measured(*smoothing_suite.measure(model, data, settings=settings))
+
+
+def lambdas(
+    model: nn.Module, data: ImageSet, settings: lambda_suite.LambdaSuite, *, progress: bool = False
+) -> Finding:
+    """Conditions and metrics of `lambda_suite.measure`; the label-free choice sees training images."""
+    training = lab_data.load(
+        data.name, "train", limit=settings.fit_images, device=data.images.device
+    )
+    return _measured(*lambda_suite.measure(model, data, training, settings=settings))
+
+
+def _measured(metrics: dict, answers: Mapping[str, Tensor]) -> Finding:
+    right = torch.stack([*answers.values()]).cpu()  # (conditions, N)
+    return Finding(metrics=metrics, conditions=tuple(answers), right=right)
+
+
 # --- maps ------------------------------------------------------------------------------------------
 
 
@@ -678,8 +721,11 @@ SUITES: dict[str, Callable[..., Finding]] = {
     "deletion": deletion,
     "objects": objects,
     "spurious": spurious,
+    "smoothing": smoothing,
+    "lambda": lambdas,
 }
 ON_SHAPES = ("objects", "spurious")  # need true object masks
+BY_NAME = ("smoothing", "lambda")  # of chapters 7 and 8; not on everyone's card
 
 # Modules of `ersm_lab` whose code decides a suite's outcome, besides those of every suite.
 _EVERY_SUITE = ("backbones", "data", "evaluation", "judging")
@@ -692,13 +738,15 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "deletion": _MAPS,
     "objects": _MAPS,
     "spurious": (*_MAPS, "shapes"),
+    "smoothing": ("smoothing_suite", "baselines", "inverse_scale", "perturbations"),
+    "lambda": ("lambda_suite", "sparse_coding", "perturbations"),
 }
 
 
 def suites_of(dataset: str) -> tuple[str, ...]:
-    """The suites that can be asked on a data set."""
-    known = dataset.startswith("shapes")
-    return tuple(suite for suite in SUITES if known or suite not in ON_SHAPES)
+    """The suites of a network's card on a data set."""
+    left_out = BY_NAME if dataset.startswith("shapes") else (*BY_NAME, *ON_SHAPES)
+    return tuple(suite for suite in SUITES if suite not in left_out)
 
 
 def evaluate(
@@ -715,7 +763,7 @@ def evaluate(
     Args:
         model: the network; it is left as it was.
         data: test images, on the device of the model.
-        suites: of `SUITES`; None is all that the data can be asked.
+        suites: of `SUITES`; None is the whole card, all that the data can be asked but `BY_NAME`.
         scale: whose settings of `PRESETS` are taken.
         settings: {suite: settings} that take precedence.
         progress: show bars.
@@ -727,7 +775,7 @@ def evaluate(
         ValueError: an unknown suite or scale, or a suite that needs true object masks without them.
     """
     if suites is None:
-        suites = [suite for suite in SUITES if data.masks is not None or suite not in ON_SHAPES]
+        suites = suites_of("shapes" if data.masks is not None else "")
     chosen = {suite: _settings(suite, scale, settings) for suite in suites}
     found = {}
     for suite, asked in chosen.items():
@@ -766,7 +814,7 @@ def judge(
         ValueError: an unknown suite, or one that the data set cannot be asked.
     """
     asked = _settings(suite, experiment.scale, {suite: settings} if settings else None)
-    if suite not in suites_of(experiment.dataset):
+    if suite not in (*suites_of(experiment.dataset), *BY_NAME):
         raise ValueError(
             f"{suite} needs true object masks, which {experiment.dataset} has not: choose one of "
             f"{', '.join(suites_of(experiment.dataset))}"

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.fft
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
-from ersm_lab import baselines, evaluation, inverse_scale, perturbations, runs
+from ersm_lab import baselines, evaluation, inverse_scale, perturbations, runs, statistics
 from ersm_lab.data import ImageSet
 from ersm_lab.inverse_scale import PathSettings
 from ersm_lab.statistics import Difference
@@ -36,6 +35,9 @@ class SmoothingSuite:
         sides: of the low resolutions, in pixels.
         corruptions: of `perturbations.KINDS`.
         severities: of each corruption, 1 to 5.
+        first: a level and severities. Corrupted images of these severities are also sparsified to the
+            level, or smoothed by frequency to the same energy, before the network sees them: it is
+            the level at test time, which the paper does not give. None leaves this out.
         seed: of what corruptions draw by lot.
     """
 
@@ -52,6 +54,7 @@ class SmoothingSuite:
         "pixelate",
     )
     severities: tuple[int, ...] = (1, 3, 5)
+    first: tuple[float, tuple[int, ...]] | None = (0.6, (3,))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +65,10 @@ class SmoothingSuite:
             raise ValueError(
                 "levels lie between 0 and 1 and differ by one per cent or more, got "
                 f"{self.levels}: conditions are named by per cents"
+            )
+        if self.first and not set(self.first[1]) <= set(self.severities):
+            raise ValueError(
+                f"severities that are smoothed first, {self.first[1]}, must be among {self.severities}"
             )
 
 
@@ -111,7 +118,8 @@ def conditions(images: Tensor, *, settings: SmoothingSuite) -> Iterator[tuple[st
 
     Yields:
         Names are "plain"; "sparsified-60", "low-pass-60" and "blur-60" for a level of 0.6;
-        "resolution-16"; "gaussian_noise-3" for a severity of 3. Images are uint8 (N, 32, 32, 3).
+        "resolution-16"; "gaussian_noise-3" for a severity of 3, and "gaussian_noise-3+sparsified" and
+        "gaussian_noise-3+low-pass" for the same images smoothed first. Images are uint8 (N, 32, 32, 3).
     """
     yield "plain", images
     for level in settings.levels:
@@ -123,6 +131,16 @@ def conditions(images: Tensor, *, settings: SmoothingSuite) -> Iterator[tuple[st
         for severity in settings.severities:
             corrupted = perturbations.corrupt(images, kind, severity, seed=settings.seed)
             yield f"{kind}-{severity}", corrupted
+            if settings.first and severity in settings.first[1]:
+                for words, low_pass in (("sparsified", False), ("low-pass", True)):
+                    smooth = baselines.at_level(
+                        corrupted,
+                        settings.first[0],
+                        path=settings.path,
+                        low_pass=low_pass,
+                        progress=False,
+                    )
+                    yield f"{kind}-{severity}+{words}", smooth
 
 
 def smoothed(
@@ -236,6 +254,7 @@ def difference(
     base: Sequence[Mapping],
     names: Sequence[str],
     *,
+    base_names: Sequence[str] | None = None,
     confidence: float = 0.95,
     resamples: int = 2_000,
     seed: int = 0,
@@ -247,34 +266,22 @@ def difference(
     Args:
         method, base: records of the seeds of two methods, as `unpack` takes them.
         names: conditions, each of the same weight.
+        base_names: those of the base, where they are others.
         confidence, resamples, seed: of the bootstrap.
 
     Raises:
         ValueError: no seed in common, no or other conditions, or records without answers.
     """
-    right = {}
-    for role, group in {"method": method, "base": base}.items():
-        right[role] = {record["seed"]: _mean_answers(record, names) for record in group}
-    seeds = tuple(sorted(right["method"].keys() & right["base"].keys()))
-    if not seeds:
-        raise ValueError("the two methods have no seed in common: record one for both")
-    gaps = np.stack([right["method"][s] - right["base"][s] for s in seeds])  # (seeds, N)
-    several = len(seeds) > 1
-    found = stats.bootstrap(
-        tuple(np.arange(n) for n in gaps.shape) if several else (gaps[0],),
-        (lambda s, i: gaps[np.ix_(s, i)].mean()) if several else np.mean,
-        vectorized=False,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Difference(
-        mean=float(100 * gaps.mean()),
-        low=float(100 * found.low),
-        high=float(100 * found.high),
-        seeds=seeds,
-        by_seed=tuple((100 * gaps.mean(1)).tolist()),
+    right = {
+        "method": {record["seed"]: _mean_answers(record, names) for record in method},
+        "base": {record["seed"]: _mean_answers(record, base_names or names) for record in base},
+    }
+    return statistics.paired(
+        right["method"],
+        right["base"],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
     )
 
 

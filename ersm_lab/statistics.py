@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,29 +60,56 @@ def difference(
         ValueError: no seed in common, or records without answers or of other images.
     """
     right = {name: _answers(group) for name, group in {"method": method, "base": base}.items()}
-    seeds = tuple(sorted(right["method"].keys() & right["base"].keys()))
+    kwargs = dict(confidence=confidence, resamples=resamples, seed=seed)
+    return paired(right["method"], right["base"], **kwargs)
+
+
+def paired(
+    method: Mapping[int, np.ndarray],
+    base: Mapping[int, np.ndarray],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Difference:
+    """As `difference`, of any quantity that each seed's network has for each of the same images.
+
+    Args:
+        method, base: {seed: (N,)}, bools or numbers; times 100, they are in the unit of the result.
+            An image whose value is not a number somewhere is left out everywhere.
+        confidence: of the interval, 0 to 1.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no seed in common, other images, or none left.
+    """
+    seeds = tuple(sorted(method.keys() & base.keys()))
     if not seeds:
         raise ValueError("the two methods have no seed in common: record one for both")
-    pairs = [(right["method"][s], right["base"][s]) for s in seeds]
+    pairs = [(np.asarray(method[s], float), np.asarray(base[s], float)) for s in seeds]
     if len({len(a) for pair in pairs for a in pair}) != 1:
         raise ValueError("the records are of different test images")
-    gaps = np.stack([a.astype(np.int8) - b for a, b in pairs])  # (seeds, images)
+    gaps = np.stack([a - b for a, b in pairs])  # (seeds, images)
+    gaps = gaps[:, ~np.isnan(gaps).any(0)]
+    if not gaps.size:
+        raise ValueError("no image has a value in every record")
+    several = len(seeds) > 1
     found = stats.bootstrap(
-        (np.arange(len(seeds)), np.arange(gaps.shape[1])) if len(seeds) > 1 else (gaps[0],),
-        (lambda s, i: gaps[np.ix_(s, i)].mean()) if len(seeds) > 1 else np.mean,
+        (np.arange(len(seeds)), np.arange(gaps.shape[1])) if several else (gaps[0],),
+        (lambda s, i: gaps[np.ix_(s, i)].mean()) if several else np.mean,
         vectorized=False,
         n_resamples=resamples,
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    by_seed = tuple((100 * gaps.mean(1)).tolist())
     return Difference(
         mean=float(100 * gaps.mean()),
         low=float(100 * found.low),
         high=float(100 * found.high),
         seeds=seeds,
-        by_seed=by_seed,
+        by_seed=tuple((100 * gaps.mean(1)).tolist()),
     )
 
 

@@ -11,17 +11,17 @@ from ersm_lab import baselines, data, inverse_scale, records, runs, smoothing_su
 from ersm_lab.smoothing_suite import SmoothingSuite
 
 TINY = SmoothingSuite(
-    images=3, levels=(0.7,), sides=(8,), corruptions=("contrast",), severities=(1, 5)
+    images=3,
+    levels=(0.7,),
+    sides=(8,),
+    corruptions=("contrast",),
+    severities=(1, 5),
+    first=(0.6, (5,)),
 )
 NAMES = [
-    "plain",
-    "sparsified-70",
-    "low-pass-70",
-    "blur-70",
-    "resolution-8",
-    "contrast-1",
-    "contrast-5",
-]
+    "plain", "sparsified-70", "low-pass-70", "blur-70", "resolution-8", "contrast-1", "contrast-5",
+    "contrast-5+sparsified", "contrast-5+low-pass",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -86,6 +86,9 @@ def test_conditions_are_named_and_matched(test_images):
     assert found["plain"] is test_images.images
     flat = baselines.at_level(test_images.images, 0.7, progress=False)
     assert torch.equal(found["sparsified-70"], flat)
+    first = baselines.at_level(found["contrast-5"], 0.6, progress=False)
+    assert torch.equal(found["contrast-5+sparsified"], first)
+    assert not torch.equal(found["contrast-5+low-pass"], first)
     x, flat, low, blurred = (
         found[name].permute(0, 3, 1, 2).double() / 255 for name in NAMES[:4]
     )  # (4, 3, 32, 32)
@@ -133,6 +136,7 @@ def test_the_first_images_are_asked(test_images):
         ({"images": 0}, "at least 1"),
         ({"levels": (0.0,)}, "between"),
         ({"levels": (0.6, 0.601)}, "per"),
+        ({"first": (0.6, (2,))}, "among"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -186,6 +190,14 @@ def test_the_mean_over_conditions_is_paired_by_image():
     base = drawn(1, 0.5)
     base["b"] = ~base["a"]
     found = smoothing_suite.difference([record(0, ours)], [record(0, base)], ["a", "b"])
+    assert found.mean == found.low == found.high == 0
+
+
+def test_conditions_of_the_base_may_be_others():
+    answers = drawn(0, 0.5)
+    found = smoothing_suite.difference(
+        [record(0, answers)], [record(0, answers | {"c": answers["a"]})], ["a"], base_names=["c"]
+    )
     assert found.mean == found.low == found.high == 0
 
 
