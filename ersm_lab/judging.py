@@ -207,7 +207,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lambda": lambda_suite.SUITES["smoke"],
     },
     "laptop": {
-        "occlusion": Occlusion(images=5_000),
+        "occlusion": Occlusion(images=2_500),
         "corruption": Corruption(images=2_000),
         "resolution": Resolution(images=10_000),
         "attacks": Attacks(images=200),
