@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import check_site
 import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 from check_book import LARGEST_BOOK, LARGEST_PAGE, check_book, check_size
-from check_site import SKIPPED, Allowed, check_page
+from check_site import SKIPPED, Allowed, Seen, check_page
 from headless import NoBrowser, find_chromium
 
 pytest_plugins = ["browser"]
@@ -168,3 +169,12 @@ def test_the_entry_to_cite_is_that_of_the_citation_file():
     assert entry["version"] == str(citation["version"])
     assert entry["url"] == citation["repository-code"]
     assert entry["license"].split(" and ") == citation["license"]
+
+
+def test_a_page_with_problems_is_looked_at_twice_and_the_second_look_counts(monkeypatch, capsys):
+    looks = [Seen(problems=["late"]), Seen(equations=3)]
+    monkeypatch.setattr(check_site, "check_page", lambda *_: looks.pop(0))
+    assert check_site.look_twice(None, "", "page").equations == 3 and not looks
+    assert "page: looked at once more, because of:\n  late\n" in capsys.readouterr().out
+    looks = [Seen(problems=["late"]), Seen(problems=["broken"])]
+    assert check_site.look_twice(None, "", "page").problems == ["broken"]

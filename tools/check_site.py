@@ -7,6 +7,9 @@ Each slider is moved, and the figure beside it must change; a figure that waits 
 the keyboard, or need contrast, in light and in dark. On a phone nothing may be wider than the screen,
 unless it scrolls by itself. Pictures of every page go to _build/screenshots.
 
+A page with problems is looked at once more, and the second look counts: on a busy machine a browser
+may be late, a fault of the page is there again.
+
     python tools/check_site.py [--chromium PATH] [PAGE ...]
 
 The exit status is 77 if nothing could be looked at, because there is no Chromium.
@@ -311,6 +314,23 @@ def check_page(browser: Browser, address: str, name: str, pictures: Path | None 
     return seen
 
 
+def look_twice(browser: Browser, address: str, name: str, pictures: Path | None = None) -> Seen:
+    """Look at a page, and once more if there were problems: what the second look sees."""
+    from playwright.sync_api import Error
+
+    for last in (False, True):
+        try:
+            seen = check_page(browser, address, name, pictures)
+        except Error as error:  # such as a step that took longer than TIMEOUT
+            seen = Seen(problems=[f"the look was broken off: {error.message.splitlines()[0]}"])
+        if last or not seen.problems:
+            return seen
+        print(f"{name}: looked at once more, because of:")
+        for line in seen.problems:
+            print(f"  {line}", flush=True)
+    raise AssertionError("the second look returns")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -324,27 +344,28 @@ def main() -> int:
         sys.exit(f"{args.html} is not there: run 'make book' first")
     pages = args.page or list(parse_toc_yaml(ROOT / "_toc.yml"))
     args.screenshots.mkdir(parents=True, exist_ok=True)
-    problems, opened = 0, 0
+    problems: list[str] = []
+    opened = 0
     try:
         with serving(args.html) as address, chromium(args.chromium) as browser:
             print(f"Chromium {browser.version}, {len(pages)} pages")
             for name in pages:
                 begin = time.monotonic()
-                seen = check_page(browser, address, name, args.screenshots)
+                seen = look_twice(browser, address, name, args.screenshots)
                 opened += 1
-                problems += len(seen.problems)
+                problems += [f"{name}: {line}" for line in seen.problems]
                 print(
                     f"{name}: {seen.equations} equations, {seen.pictures} pictures, "
                     f"{seen.sliders} sliders, {len(seen.problems)} problems, "
                     f"{time.monotonic() - begin:.0f} s",
                     flush=True,
                 )
-                for line in seen.problems:
-                    print(f"  {line}", file=sys.stderr, flush=True)
     except NoBrowser as reason:
         print(f"The book was NOT looked at in a browser. {reason}", file=sys.stderr)
         return SKIPPED
-    print(f"{opened} pages, {problems} problems; screenshots are in {args.screenshots}")
+    for line in problems:
+        print(line, file=sys.stderr, flush=True)
+    print(f"{opened} pages, {len(problems)} problems; screenshots are in {args.screenshots}")
     return 1 if problems or not opened else 0
 
 
