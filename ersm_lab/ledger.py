@@ -9,10 +9,13 @@ Differences are paired over seeds and test images, with 95 % intervals (`statist
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from ersm_lab import claims, statistics
+import numpy as np
+
+from ersm_lab import claims, judging, lambda_suite, records, statistics
 from ersm_lab.statistics import Difference
 
 NOT_RUN = "not yet run"
@@ -113,6 +116,226 @@ def better(found: Difference, *, unit: str = "points") -> tuple[str, str]:
     return ("not reproduced" if found.high < 1 else "open"), figure
 
 
+# --- judgements: what a suite of `judging` found, network by network --------------------------------
+
+Values = dict[int, np.ndarray]  # {seed: (N,)}, of the same images for every seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One number an image of every network of a method, from the records of one suite.
+
+    Attributes:
+        method, suite: whose networks, and what they were asked.
+        conditions: which of a suite's conditions count, by their names; the share of them under which
+            an image is classified rightly is its number.
+        listed: instead of conditions, a name among the metrics' `by_image`.
+        dataset: None is that of the ledger.
+    """
+
+    method: str
+    suite: str
+    conditions: Callable[[str], bool] | None = None
+    listed: str | None = None
+    dataset: str | None = None
+
+    @property
+    def record(self) -> str:
+        return f"{self.method}.{self.suite}"
+
+    def values(self, dataset: str, scale: str) -> Values:
+        """{seed: (N,)}; empty without records. NaN where an image has no value."""
+        where = dict(dataset=self.dataset or dataset, scale=scale)
+        return {r["seed"]: self._of(r) for r in statistics.of(self.record, **where)}
+
+    def _of(self, record: Mapping) -> np.ndarray:
+        if self.listed:
+            name, _, score = self.listed.partition(".")
+            return np.array(record["metrics"]["by_image"][name][score], float)
+        answers = judging.answers_by_condition(record)
+        chosen = [right.numpy() for name, right in answers.items() if self.conditions(name)]
+        if not chosen:
+            raise ValueError(f"{record['name']} has none of the conditions that are judged")
+        return np.mean(chosen, axis=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Is the first better than the second, and by how much?"""
+
+    words: str
+    first: Asked
+    second: Asked
+
+
+def _answered(
+    question: Question, dataset: str, scale: str, *, strict: bool = False
+) -> tuple[str, str] | None:
+    """Outcome and figure of a question, None without records of a common seed.
+
+    Strictly, what three seeds do not show to be better is not reproduced.
+    """
+    first, second = (asked.values(dataset, scale) for asked in (question.first, question.second))
+    if not first.keys() & second.keys():
+        return None
+    found = statistics.paired(first, second)
+    outcome, figure = better(found)
+    if strict and outcome == "open" and len(found.seeds) >= 3:
+        outcome = "not reproduced"
+    return outcome, f"{question.words}: {figure}"
+
+
+def _asked(
+    *settings: Sequence[Question], strict: bool = False
+) -> Callable[[str, str], list[Finding]]:
+    """One finding for each setting: its questions, of which the first decides more than the others.
+
+    All of them reproduced: reproduced; the first only: partly; the first not: what the first is. An open
+    question beside a reproduced first one leaves the claim open.
+    """
+
+    def judge(dataset: str, scale: str) -> list[Finding]:
+        found = []
+        for questions in settings:
+            answers = [_answered(q, dataset, scale, strict=strict) for q in questions]
+            if None in answers:
+                continue
+            outcomes = [outcome for outcome, _ in answers]
+            verdict = outcomes[0]
+            if verdict == "reproduced" and "open" in outcomes:
+                verdict = "open"
+            elif verdict == "reproduced" and "not reproduced" in outcomes:
+                verdict = "partly"
+            methods = dict.fromkeys(a.record for q in questions for a in (q.first, q.second))
+            figure = "; ".join(figure for _, figure in answers)
+            found.append(Finding(outcome=verdict, figure=figure, methods=tuple(methods)))
+        return found
+
+    return judge
+
+
+def _against(
+    method: str, base: str, suite: str, conditions: Callable[[str], bool], **where: str
+) -> tuple[Question, ...]:
+    """A method against another one, under the same conditions."""
+    first, second = (
+        Asked(method=m, suite=suite, conditions=conditions, **where) for m in (method, base)
+    )
+    return (Question(words=f"{method} against {base}", first=first, second=second),)
+
+
+def _ranks_better(method: str) -> tuple[Question, ...]:
+    """Claim (e): area under the token deletion curve, by the logit and by the magnitude."""
+
+    def ranked(network: str, ranking: str) -> Asked:
+        return Asked(
+            method=network, suite="deletion", conditions=lambda c: c.startswith(f"{ranking}.")
+        )
+
+    own, dense = ranked(method, "magnitude"), ranked("ablation-dense", "magnitude")
+    logit = ranked(method, "logit")
+    return (
+        Question(words=f"{method}, logit against magnitude", first=logit, second=own),
+        Question(
+            words=f"{method} by its logit against ablation-dense by its magnitude",
+            first=logit,
+            second=dense,
+        ),
+        # reported, and below taken out of the verdict
+        Question(words="energy against logit", first=ranked(method, "energy"), second=logit),
+    )
+
+
+def _ranking(dataset: str, scale: str) -> list[Finding]:
+    found = []
+    for method in ("ablation-ersm", "gentle"):
+        *judged, reported = _ranks_better(method)
+        findings = _asked(judged, strict=True)(dataset, scale)
+        beside = _answered(reported, dataset, scale)
+        found += [
+            Finding(
+                outcome=f.outcome,
+                figure=f"{f.figure}. Beside it, {beside[1]}" if beside else f.figure,
+                methods=f.methods,
+            )
+            for f in findings
+        ]
+    return found
+
+
+def _isolates(method: str) -> tuple[Question, ...]:
+    """Claim (d): the mask against objects whose place is known."""
+    of = partial(Asked, suite="objects", dataset="shapes")
+    logit = of(method=method, listed="logit.auc")
+    return (
+        Question(
+            words=f"{method}, AUC of the logit against that of the centre prior",
+            first=logit,
+            second=of(method=method, listed="centre.auc"),
+        ),
+        Question(
+            words="against Grad-CAM of ablation-dense",
+            first=logit,
+            second=of(method="ablation-dense", listed="grad_cam.auc"),
+        ),
+        Question(
+            words="IoU of the kept mask against that of keeping everything",
+            first=of(method=method, listed="mask.iou"),
+            second=of(method=method, listed="everything.iou"),
+        ),
+    )
+
+
+def _robust_to_noise(row: str, base: str, base_row: str, words: str) -> Callable:
+    """SDNet's claims: a row of `lambda_suite` against another, under noise (and all kinds)."""
+
+    def judge(dataset: str, scale: str) -> list[Finding]:
+        over = lambda_suite.averages(lambda_suite.SUITES[scale])
+        questions = []
+        for what, name in (("noise", lambda_suite.NOISE), ("all", "all kinds of corruption")):
+            if what == "all" and base == "sdnet":
+                continue
+            first, second = (
+                Asked(
+                    method=method,
+                    suite="lambda",
+                    conditions={f"{r}/{condition}" for condition in over[what]}.__contains__,
+                )
+                for method, r in (("sdnet", row), (base, base_row))
+            )
+            questions.append(Question(words=f"{words}, {name}", first=first, second=second))
+        return _asked(questions)(dataset, scale)
+
+    return judge
+
+
+def _saves_counted(*pairs: tuple[str, str]) -> Callable[[str, str], list[Finding]]:
+    """Claim (g): only a network that meets (a) and (b) has redundant tokens to count."""
+
+    def judge(dataset: str, scale: str) -> list[Finding]:
+        found = []
+        for method, base in pairs:
+            both = _preserved((method, base))(dataset, scale) + _adapts(method)(dataset, scale)
+            if len(both) < 2:
+                continue
+            outcomes = [finding.outcome for finding in both]
+            worst = next(o for o in ("not reproduced", "open", "reproduced") if o in outcomes)
+            rows = statistics.of(method, dataset=dataset, scale=scale)
+            kept = np.mean([records.flatten(r["metrics"])["mask.kept_fraction"] for r in rows])
+            figure = (
+                f"{method}: (a) is {outcomes[0]}, (b) is {outcomes[1]}; {100 * kept:.0f} % of the "
+                "tokens reach the layers behind the mask"
+            )
+            found.append(Finding(outcome=worst, figure=figure, methods=(method, base)))
+        return found
+
+    return judge
+
+
+def _corrupted(condition: str) -> bool:
+    return condition != "clean"
+
+
 _BETTER = (
     "Reproduced if the 95 % interval of the difference lies above zero; not "
     "reproduced if it lies below, "
@@ -158,6 +381,16 @@ CLAIMS: tuple[Claim, ...] = (
             "Cutout). "
             f"{_BETTER}."
         ),
+        judge=_asked(
+            *(
+                _against(method, base, "occlusion", lambda c: c.startswith("random."))
+                for method, base in (
+                    ("ablation-ersm", "ablation-dense"),
+                    ("gentle", "ablation-dense"),
+                    ("ersm-cutout", "cutout"),
+                )
+            )
+        ),
     ),
     Claim(
         key="ERSM (d)",
@@ -172,6 +405,7 @@ CLAIMS: tuple[Claim, ...] = (
             "reproduced. Above the centre prior only: partly. Otherwise not reproduced. "
             "Three seeds."
         ),
+        judge=_asked(_isolates("ablation-ersm"), strict=True),
     ),
     Claim(
         key="ERSM (e)",
@@ -185,6 +419,7 @@ CLAIMS: tuple[Claim, ...] = (
             "otherwise not "
             "reproduced. The full energy is reported beside the logit."
         ),
+        judge=_ranking,
     ),
     Claim(
         key="ERSM (f)",
@@ -194,6 +429,15 @@ CLAIMS: tuple[Claim, ...] = (
             "On textured shapes whose background agrees with the class in most training "
             "images: accuracy "
             f"where the background lies, against the dense network. {_BETTER}."
+        ),
+        judge=_asked(
+            _against(
+                "ablation-ersm",
+                "ablation-dense",
+                "spurious",
+                lambda c: c == "lies",
+                dataset="shapes-spurious",
+            )
         ),
     ),
     Claim(
@@ -207,6 +451,9 @@ CLAIMS: tuple[Claim, ...] = (
             "bench skips "
             "dropped tokens."
         ),
+        judge=_saves_counted(
+            ("ersm", "dense"), ("ablation-ersm", "ablation-dense"), ("gentle", "ablation-dense")
+        ),
     ),
     Claim(
         key="ISVS 1",
@@ -217,18 +464,27 @@ CLAIMS: tuple[Claim, ...] = (
             "`isvs-fixed` each "
             f"against the vanilla network. {_BETTER}."
         ),
+        judge=_asked(
+            _against("isvs-iterative", "ablation-dense", "corruption", _corrupted),
+            _against("isvs-fixed", "ablation-dense", "corruption", _corrupted),
+        ),
     ),
     Claim(
         key="ISVS 2",
         paper="zhou2024isvs",
         text="It does so better than smoothing by frequency.",
         criterion=f"The same, `isvs-fixed` against `low-pass` of equal retained energy. {_BETTER}.",
+        judge=_asked(_against("isvs-fixed", "low-pass", "corruption", _corrupted)),
     ),
     Claim(
         key="ISVS 3",
         paper="zhou2024isvs",
         text="It makes a network more robust to low resolution.",
         criterion=f"Mean accuracy over 24, 16, 12 and 8 pixels, against vanilla. {_BETTER}.",
+        judge=_asked(
+            _against("isvs-iterative", "ablation-dense", "resolution", _corrupted),
+            _against("isvs-fixed", "ablation-dense", "resolution", _corrupted),
+        ),
     ),
     Claim(
         key="ISVS 4",
@@ -236,6 +492,10 @@ CLAIMS: tuple[Claim, ...] = (
         text="It makes a network more robust to adversarial noise.",
         criterion=(
             f"Accuracy under AutoAttack of 2/255 on the stated subset, against vanilla. {_BETTER}."
+        ),
+        judge=_asked(
+            _against("isvs-iterative", "ablation-dense", "attacks", lambda c: c == "autoattack.2"),
+            _against("isvs-fixed", "ablation-dense", "attacks", lambda c: c == "autoattack.2"),
         ),
     ),
     Claim(
@@ -255,6 +515,7 @@ CLAIMS: tuple[Claim, ...] = (
             f"of training. {_BETTER}. The choice by test labels is shown as an oracle and "
             "judges nothing."
         ),
+        judge=_robust_to_noise("label-free", "sdnet", "fixed", "label-free against fixed lambda"),
     ),
     Claim(
         key="SDNet 3",
@@ -264,6 +525,12 @@ CLAIMS: tuple[Claim, ...] = (
             "The same noise, and the mean over all kinds of corruption: `sdnet` with "
             "label-free lambda "
             f"against the dense network. {_BETTER} for both; for noise only: partly."
+        ),
+        judge=_robust_to_noise(
+            "label-free",
+            "ablation-dense",
+            "plain",
+            "sdnet with label-free lambda against ablation-dense",
         ),
     ),
 )

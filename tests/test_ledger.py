@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from ersm_lab import claims, ledger, runs
+from ersm_lab import claims, judging, ledger, runs
 from ersm_lab.ledger import CLAIMS, Claim, Finding, better
 from ersm_lab.statistics import Difference
 
@@ -84,3 +85,115 @@ def test_every_claim_cites_a_paper_of_the_bibliography():
     known = set(re.findall(r"@\w+\{([^,]+),", (ROOT / "book/references.bib").read_text("utf-8")))
     assert {claim.paper for claim in CLAIMS} <= known
     assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
+
+
+def judged(right, seed, names):
+    """What the ledger reads of a judgement: bools (conditions, N)."""
+    right = torch.as_tensor(right)
+    return {
+        "name": f"r{seed}",
+        "seed": seed,
+        "answers": runs.pack(right.flatten()),
+        "config": {"conditions": names},
+        "metrics": {"images": right.shape[1]},
+    }
+
+
+def home(monkeypatch, found):
+    monkeypatch.setattr(ledger.statistics, "of", lambda method, **where: found.get(method, []))
+
+
+def occlusion(share, seed, count=400):
+    """A network that is right on this share of the images behind squares, and always when clean."""
+    behind = torch.arange(count) < share * count
+    names = ["clean", "random.black.4", "random.noise.8", "centre.black.4"]
+    return judged(torch.stack([behind | True, behind, behind, ~behind]), seed, names)
+
+
+def test_a_claim_is_judged_by_the_conditions_of_its_criterion(monkeypatch):
+    rows = {"ablation-ersm": 0.8, "ablation-dense": 0.7, "ersm-cutout": 0.6, "cutout": 0.7}
+    found = {f"{m}.occlusion": [occlusion(x, s) for s in range(3)] for m, x in rows.items()}
+    home(monkeypatch, found)
+    claim = next(c for c in CLAIMS if c.key == "ERSM (c)")
+    assert [f.outcome for f in claim.findings()] == ["reproduced", "not reproduced"]
+    assert "+10.00 points" in claim.findings()[0].figure  # the centre's would be -10
+    assert claim.findings()[0].methods == ("ablation-ersm.occlusion", "ablation-dense.occlusion")
+    found["ablation-ersm.occlusion"] = found["ablation-ersm.occlusion"][:2]
+    assert claim.findings()[0].outcome == "open"
+
+
+@pytest.mark.parametrize(
+    ("ersm", "dense", "outcome"),
+    [
+        ((0.9, 0.5), 0.6, "reproduced"),  # (logit, magnitude), magnitude of the dense network
+        ((0.9, 0.5), 0.95, "partly"),
+        ((0.5, 0.9), 0.4, "not reproduced"),
+        ((0.7, 0.7), 0.4, "not reproduced"),
+    ],
+)
+def test_the_energy_must_rank_better_in_its_network_and_against_the_dense_one(
+    monkeypatch, ersm, dense, outcome
+):
+    def deletion(shares, seed):
+        right = [torch.arange(300) < share * 300 for share in shares for _ in range(2)]
+        kinds = ("logit", "magnitude", "energy")
+        names = [f"{kind}.{part}" for kind in kinds for part in ("25", "50")]
+        return judged(torch.stack(right), seed, names)
+
+    found = {
+        "ablation-ersm.deletion": [deletion((*ersm, 0.2), s) for s in range(3)],
+        "ablation-dense.deletion": [deletion((0, dense, 0), s) for s in range(3)],
+    }
+    home(monkeypatch, found)
+    (finding,) = next(c for c in CLAIMS if c.key == "ERSM (e)").findings()
+    assert finding.outcome == outcome
+    assert "Beside it, energy against logit" in finding.figure
+
+
+def test_objects_are_compared_image_by_image_and_undefined_ones_left_out(monkeypatch):
+    def objects(seed, logit, centre, cam):
+        lists = {"logit": logit, "centre": centre, "grad_cam": cam}
+        by_image = {name: {"auc": [value] * 50 + [None]} for name, value in lists.items()}
+        by_image |= {"mask": {"iou": [0.4] * 51}, "everything": {"iou": [0.3] * 51}}
+        return {"name": "r", "seed": seed, "metrics": {"by_image": by_image}}
+
+    home(
+        monkeypatch,
+        {
+            "ablation-ersm.objects": [objects(s, 0.8, 0.7, 0.1) for s in range(3)],
+            "ablation-dense.objects": [objects(s, 0.0, 0.7, 0.9) for s in range(3)],
+        },
+    )
+    (finding,) = next(c for c in CLAIMS if c.key == "ERSM (d)").findings()
+    assert finding.outcome == "partly"
+    for part in ("+10.00 points", "-10.00 points", "against that of keeping everything: +10.00"):
+        assert part in finding.figure
+
+
+def test_redundant_computation_needs_accuracy_and_sparsity(monkeypatch):
+    rows = [{"metrics": {"mask": {"kept_fraction": 0.5}}}]
+    monkeypatch.setattr(ledger.statistics, "of", lambda method, **where: rows)
+    says = {"a": "holds", "b": "holds"}
+    for name, key in (("accuracy_is_preserved", "a"), ("sparsity_adapts", "b")):
+        monkeypatch.setattr(
+            claims,
+            name,
+            lambda *rows, key=key: claims.Verdict(claim=key, outcome=says[key], reason=""),
+        )
+    claim = next(c for c in CLAIMS if c.key == "ERSM (g)")
+    assert {f.outcome for f in claim.findings()} == {"reproduced"}
+    says["a"] = "open"
+    assert {f.outcome for f in claim.findings()} == {"open"}
+    says["b"] = "fails"
+    assert {f.outcome for f in claim.findings()} == {"not reproduced"}
+    assert "50 % of the tokens reach" in claim.findings()[0].figure
+
+
+def test_every_claim_is_asked_of_suites_and_conditions_that_there_are():
+    source = Path(ledger.__file__).read_text()
+    for suite in re.findall(r'suite="(\w+)"', source):
+        assert suite in judging.SUITES
+    sparse = ledger.lambda_suite
+    names = set(sparse.conditions(sparse.SUITES["laptop"]))
+    for group in sparse.averages(sparse.SUITES["laptop"]).values():
+        assert set(group) <= names
