@@ -16,10 +16,6 @@ endif
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-# A notebook run can stall for no visible reason: then it is stopped and started once more.
-WATCHED := $(PY) tools/watched.py --limit 900 --idle 180 --retries 1
-
 .PHONY: help setup data lint test book serve bench reproduce notebooks clean
 
 help:  ## list these commands
@@ -50,12 +46,7 @@ lint: $(STAMP)  ## check the style of code and notebooks
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
 	MPLBACKEND=Agg $(PY) -m pytest
-	@failed=; for notebook in $(NOTEBOOKS); do \
-	    ERSM_SCALE=smoke MPLBACKEND=module://matplotlib_inline.backend_inline \
-	    $(WATCHED) -- $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $$notebook \
-	    || failed="$$failed $$notebook"; \
-	done; \
-	[ -z "$$failed" ] || { echo "failed at smoke scale:$$failed" >&2; exit 1; }
+	$(PY) tools/test_notebooks.py
 
 book: data  ## execute the notebooks and build the web book (ERSM_SCALE=laptop unless set)
 	$(PY) tools/execute_notebooks.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from build_book import announce, gather
 from check_book import check_book
 from execute_notebooks import clean, problems
-from watched import STOPPED, Watch, run_watched
+from watched import STOPPED, Watch, run_side_by_side, run_watched
 
 TEXT = "Some words, enough of them that nobody would call this page an empty one."
 PICTURE = b"a picture"
@@ -165,3 +166,28 @@ def test_a_line_can_be_put_at_the_top_of_every_page(tmp_path):
     settings = yaml.safe_load(config.read_text())
     assert settings["html"]["announcement"] == "Shapes stand in: see the data page."
     assert settings["title"] == "A book" and settings["html"]["use_edit_page_button"] is True
+
+
+def test_commands_run_side_by_side_and_what_they_say_is_kept_together():
+    script = "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.argv[1]); "
+    script += "sys.exit(int(sys.argv[2]))"
+    commands = {
+        name: [sys.executable, "-c", script, name, status]
+        for name, status in (("one", "0"), ("two", "3"), ("three", "0"))
+    }
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    watch = Watch(limit=60, idle=30)
+    ended = {e.name: e for e in run_side_by_side(commands, watch=watch, jobs=2, env=env)}
+    assert {name: e.status for name, e in ended.items()} == {"one": 0, "two": 3, "three": 0}
+    assert {name: e.output for name, e in ended.items()} == {n: f"1 {n}\n" for n in commands}
+
+
+def test_a_command_that_is_stopped_says_so_in_its_own_output():
+    commands = {"slow": [sys.executable, "-c", "import time; time.sleep(60)"]}
+    watch = Watch(limit=0.5, idle=30, retries=1, poll=0.1)
+    (ended,) = run_side_by_side(commands, watch=watch)
+    assert ended.status == STOPPED
+    assert (
+        ended.output.count("stopped: not done after") == 2
+        and "started again (1 of 1)" in ended.output
+    )

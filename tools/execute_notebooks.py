@@ -3,9 +3,10 @@
 The notebooks of _toc.yml (or those named) are executed with papermill and written, with their
 outputs, to the stage from which the book is built; with --in-place they replace the committed ones.
 The environment variable ERSM_SCALE (smoke, laptop or full; laptop if it is not set) says how much
-is computed. A run that stalls is stopped and started once more.
+is computed. Several run at the same time, one a core. A run that stalls is stopped and started once
+more.
 
-    python tools/execute_notebooks.py [--in-place] [NOTEBOOK ...]
+    python tools/execute_notebooks.py [--in-place] [--jobs N] [NOTEBOOK ...]
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 from sphinx_external_toc.parsing import parse_toc_yaml
-from watched import Watch, run_watched
+from watched import Watch, run_side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -90,25 +90,34 @@ def environment() -> dict[str, str]:
     return env
 
 
-def execute(source: Path, target: Path, *, watch: Watch, cell_timeout: int) -> list[str]:
-    """Execute one notebook in its own folder, and store it only if it is sound.
+def command(source: Path, *, cell_timeout: int) -> list[str]:
+    """What executes one notebook in its own folder, into the scratch folder."""
+    scratch = _scratch(source)
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    scratch.unlink(missing_ok=True)
+    papermill = [sys.executable, "-m", "papermill", str(source), str(scratch)]
+    papermill += ["--kernel", "python3", "--cwd", str(source.parent)]
+    return [
+        *papermill,
+        "--execution-timeout",
+        str(cell_timeout),
+        "--log-output",
+        "--no-progress-bar",
+    ]
+
+
+def store(source: Path, target: Path, status: int) -> list[str]:
+    """Store an executed notebook only if it is sound.
 
     Args:
         source: the notebook.
         target: where the executed one goes; may be the same file.
-        watch: limits for the whole notebook.
-        cell_timeout: seconds for one cell.
+        status: the exit status of its run.
 
     Returns:
         What went wrong, one line a problem.
     """
-    scratch = BUILD / "executing" / source.name
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "papermill", str(source), str(scratch)]
-    command += ["--kernel", "python3", "--cwd", str(source.parent)]
-    command += ["--execution-timeout", str(cell_timeout), "--log-output", "--no-progress-bar"]
-    status = run_watched(command, watch=watch, env=environment())
+    scratch = _scratch(source)
     if not scratch.exists():
         return [f"papermill wrote nothing (exit status {status}); its messages are above"]
 
@@ -124,6 +133,10 @@ def execute(source: Path, target: Path, *, watch: Watch, cell_timeout: int) -> l
     return found
 
 
+def _scratch(source: Path) -> Path:
+    return BUILD / "executing" / source.name
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,6 +147,7 @@ def main() -> int:
     parser.add_argument("--cell-timeout", type=int, default=1200, help="seconds for one cell")
     parser.add_argument("--limit", type=int, default=3600, help="seconds for one notebook")
     parser.add_argument("--idle", type=int, default=180, help="seconds without work: a stall")
+    parser.add_argument("--jobs", type=int, help="notebooks at the same time; default: one a core")
     args = parser.parse_args()
 
     sources = [path.resolve() for path in args.notebooks] or book_notebooks(ROOT)
@@ -144,19 +158,24 @@ def main() -> int:
     if not args.in_place and not args.notebooks:  # nothing of an earlier build may be left
         shutil.rmtree(args.stage / "notebooks", ignore_errors=True)
 
-    failed = 0
+    env = environment()
+    names = {path.relative_to(ROOT).as_posix(): path for path in sources}
+    print(f"== {len(names)} notebooks at scale {env['ERSM_SCALE']}", flush=True)
+    commands = {n: command(path, cell_timeout=args.cell_timeout) for n, path in names.items()}
+    failed: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
-    for source in sources:
-        name = source.relative_to(ROOT)
-        print(f"== {name} at scale {environment()['ERSM_SCALE']}", flush=True)
-        begin = time.monotonic()
+    for ended in run_side_by_side(commands, watch=watch, jobs=args.jobs, env=env):
+        name, source = ended.name, names[ended.name]
         target = source if args.in_place else args.stage / name
-        found = execute(source, target, watch=watch, cell_timeout=args.cell_timeout)
-        seconds[name.as_posix()] = round(time.monotonic() - begin, 1)
+        found = store(source, target, ended.status)
+        seconds[name] = round(ended.seconds, 1)
+        if found:  # papermill's messages are long, and of use only then
+            print(ended.output)
+            failed[name] = found
+        print(f"== {name}: {'FAILED' if found else 'done'} in {seconds[name]} s", flush=True)
+    for name, found in failed.items():
         for line in found:
             print(f"{name}: {line}", file=sys.stderr)
-        failed += bool(found)
-        print(f"== {name}: {'FAILED' if found else 'done'} in {seconds[name.as_posix()]} s")
 
     report = {"scale": environment()["ERSM_SCALE"], "seconds": seconds}
     (BUILD / "notebook_seconds.json").write_text(json.dumps(report, indent=1) + "\n")

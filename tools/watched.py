@@ -11,13 +11,17 @@ allowed; a run that failed by itself is not.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 import psutil
 
@@ -35,8 +39,59 @@ class Watch:
     poll: float = 1.0  # s between two looks
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How one of several commands ended: its `name`, exit `status`, `seconds` and what it said."""
+
+    name: str
+    status: int
+    seconds: float
+    output: str
+
+
+def run_side_by_side(
+    commands: Mapping[str, Sequence[str]],
+    *,
+    watch: Watch,
+    jobs: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Ended]:
+    """Run several commands, some at the same time, each under a watch.
+
+    Args:
+        commands: by name; they begin in this order.
+        watch: of each.
+        jobs: how many at once, each with one thread for its arithmetic; None is one a core. A single
+            one may use all threads.
+        env: as in `run_watched`.
+
+    Yields:
+        Each command as it ends; what it said, stdout and stderr, is kept together.
+    """
+    jobs = min(jobs or os.cpu_count() or 1, len(commands)) or 1
+    env = dict(os.environ if env is None else env)
+    if jobs > 1:
+        env.setdefault("OMP_NUM_THREADS", "1")
+
+    def run(name: str) -> Ended:
+        begun = time.monotonic()
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            status = run_watched(commands[name], watch=watch, env=env, output=said)
+            said.seek(0)
+            seconds = time.monotonic() - begun
+            return Ended(name=name, status=status, seconds=seconds, output=said.read())
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(run, name) for name in commands]):
+            yield done.result()
+
+
 def run_watched(
-    command: Sequence[str], *, watch: Watch, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    watch: Watch,
+    env: Mapping[str, str] | None = None,
+    output: IO[str] | None = None,
 ) -> int:
     """Run a command under a watch.
 
@@ -44,21 +99,31 @@ def run_watched(
         command: the program and its arguments.
         watch: the limits, and how many times a stopped run is started again.
         env: the environment; the present one if None.
+        output: where it writes; our own stdout and stderr if None.
 
     Returns:
         The command's exit status, or 124 if its last run had to be stopped.
     """
     for attempt in range(watch.retries + 1):
         if attempt:
-            print(f"started again ({attempt} of {watch.retries}): {' '.join(command)}", flush=True)
-        status = _run_once(command, watch=watch, env=env)
+            again = f"started again ({attempt} of {watch.retries}): {' '.join(command)}"
+            print(again, file=output, flush=True)
+        status = _run_once(command, watch=watch, env=env, output=output)
         if status != STOPPED:
             return status
     return STOPPED
 
 
-def _run_once(command: Sequence[str], *, watch: Watch, env: Mapping[str, str] | None) -> int:
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
+def _run_once(
+    command: Sequence[str],
+    *,
+    watch: Watch,
+    env: Mapping[str, str] | None,
+    output: IO[str] | None,
+) -> int:
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+    )
     try:
         begin = quiet_since = time.monotonic()
         used = 0.0  # CPU seconds of the tree when it was last seen to work
@@ -69,10 +134,12 @@ def _run_once(command: Sequence[str], *, watch: Watch, env: Mapping[str, str] | 
             if abs(cpu - used) > BUSY_SHARE * watch.idle:  # less than before: a child has ended
                 quiet_since, used = now, cpu
             if now - begin > watch.limit:
-                print(f"stopped: not done after {watch.limit:.0f} s", file=sys.stderr)
+                print(f"stopped: not done after {watch.limit:.0f} s", file=output or sys.stderr)
                 return STOPPED
             if now - quiet_since > watch.idle:
-                print(f"stopped: stalled, no work for {watch.idle:.0f} s", file=sys.stderr)
+                print(
+                    f"stopped: stalled, no work for {watch.idle:.0f} s", file=output or sys.stderr
+                )
                 return STOPPED
     finally:
         _end_tree(process)

@@ -1,0 +1,140 @@
+"""What is to be done: every record that a scale wants, in an order that respects what needs what.
+
+The one list of experiments is `experiments.py`; which trained network is asked which suites of
+`judging` stands here. A record that was made with today's settings and sources is left as it is: a
+changed source makes exactly the records stale that ran it, because each holds a hash of its sources.
+`workflow/Snakefile` runs a plan on any number of cores, or on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ersm_lab import experiments, judging, records, runs
+from ersm_lab.protocol_runs import PublishedConfig
+from ersm_lab.runs import Experiment, RunConfig
+
+_ACCURACY = ("occlusion", "corruption", "resolution", "attacks")
+# Whom a suite is worth asking: the rows of the head-to-head, and what a chapter's question needs.
+CARDS: dict[str, tuple[str, ...]] = {
+    "ablation-dense": (*_ACCURACY, "deletion", "smoothing", "lambda"),
+    "ablation-ersm": (*_ACCURACY, "deletion"),
+    "gentle": (*_ACCURACY, "deletion"),
+    "unary-only": (*_ACCURACY, "deletion"),
+    "random-half": (*_ACCURACY, "deletion"),
+    "cutout": _ACCURACY,
+    "ersm-cutout": _ACCURACY,
+    "isvs-fixed": (*_ACCURACY, "smoothing"),
+    "isvs-iterative": (*_ACCURACY, "smoothing"),
+    "low-pass": (*_ACCURACY, "smoothing"),
+    "sdnet": (*_ACCURACY, "lambda"),
+    "sdnet-all": ("lambda",),
+}
+# Where the true objects are known: data set, its suite, whose networks.
+ON_SHAPES = (
+    ("shapes", "objects", ("ablation-dense", "ablation-ersm")),
+    ("shapes-spurious", "spurious", ("ablation-dense", "ablation-ersm")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One record that is to be made.
+
+    Attributes:
+        name: of the record.
+        experiment: what is trained, or whose network is asked.
+        suite: None where it is trained.
+        needs: names of jobs of the same plan that come first.
+    """
+
+    name: str
+    experiment: Experiment
+    suite: str | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `python -m ersm_lab`."""
+        if self.suite is None:
+            return ["run", self.experiment.name]
+        return ["judge", self.experiment.name, "--suites", self.suite]
+
+
+def wanted(
+    scale: str,
+    *,
+    dataset: str = "auto",
+    methods: Collection[str] | None = None,
+    cards: bool = True,
+) -> list[Job]:
+    """Every record that a scale wants, whether it is there or not; `needs` is empty.
+
+    Args:
+        scale: "smoke", "laptop" or "full".
+        dataset: as in `experiments.experiments`.
+        methods: of the experiments; None is all.
+        cards: whether networks are also asked what they do (`CARDS`, and `ON_SHAPES` where all methods
+            are wanted).
+
+    Raises:
+        ValueError: an unknown scale, data set or method.
+    """
+    trained = experiments.experiments(scale, dataset=dataset)
+    known = {e.method for e in trained}
+    strange = sorted(set(methods or ()) - known)
+    if strange:
+        raise ValueError(f"no method {strange[0]!r}: choose of {', '.join(sorted(known))}")
+    trained = [e for e in trained if methods is None or e.method in methods]
+    asked = []
+    if cards:
+        asked = [(e, suite) for e in trained for suite in CARDS.get(e.method, ())]
+        for place, suite, whose in ON_SHAPES if methods is None else ():
+            there = experiments.experiments(scale, dataset=place)
+            own = [e for e in there if e.method in whose]
+            trained += [e for e in own if e.name not in {t.name for t in trained}]
+            asked += [(e, suite) for e in own]
+    return [Job(name=e.name, experiment=e) for e in trained] + [
+        Job(name=judging.judgement_name(e, suite), experiment=e, suite=suite) for e, suite in asked
+    ]
+
+
+def plan(
+    scale: str,
+    *,
+    dataset: str = "auto",
+    methods: Collection[str] | None = None,
+    cards: bool = True,
+) -> dict[str, Job]:
+    """The jobs whose record is missing or stale, by name, each after those it needs.
+
+    A network is asked after it was trained; the published protocol freezes the dense network of the
+    same seed; networks that share their first epochs wait for the one that trains these.
+    Arguments and errors as of `wanted`.
+    """
+    jobs = wanted(scale, dataset=dataset, methods=methods, cards=cards)
+    open_ = {job.name: job for job in jobs if not is_done(job)}
+    first_on_trunk: dict[str, str] = {}
+    planned: dict[str, Job] = {}
+    for name, job in open_.items():
+        needs = []
+        config = job.experiment.config
+        if job.suite is not None:
+            needs = [job.experiment.name]
+        elif isinstance(config, PublishedConfig):
+            e = job.experiment
+            needs = [f"{e.scale}/{e.dataset}/{config.backbone}/seed{e.seed}"]
+        elif isinstance(config, RunConfig):
+            trunk = runs.trunk_path(job.experiment, records.home())
+            needs = [first_on_trunk.setdefault(str(trunk), name)] if trunk else []
+        needs = tuple(n for n in needs if n in open_ and n != name)
+        planned[name] = Job(name=name, experiment=job.experiment, suite=job.suite, needs=needs)
+    return planned
+
+
+def is_done(job: Job) -> bool:
+    """Whether the job's record is there, valid and current."""
+    if job.suite is None:
+        return experiments.valid_record(job.experiment) is not None
+    return judging.valid_judgement(job.experiment, job.suite) is not None
