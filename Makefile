@@ -14,6 +14,7 @@ $(error SCALE is smoke, laptop or full, not '$(SCALE)')
 endif
 
 VENV := .venv
+comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
 .PHONY: help setup data lint test book serve bench reproduce notebooks clean
@@ -64,8 +65,14 @@ bench: $(STAMP)  ## run the benchmarks
 	@set -- benchmarks/*.py; [ -f "$$1" ] || { echo "benchmarks/ holds no benchmark." >&2; exit 1; }; \
 	for script in "$$@"; do echo "== $$script"; $(PY) "$$script"; done
 
-reproduce: data  ## re-run the experiments (SCALE=smoke, laptop or full)
-	$(PY) -m ersm_lab run --scale $(SCALE)
+# Snakemake wants Python 3.11; with 3.10 the experiments run one after the other.
+reproduce: data  ## run the experiments that have no valid record (SCALE=smoke, laptop or full; METHODS=dense,ersm)
+	@if [ -x $(VENV)/bin/snakemake ]; then \
+	    $(VENV)/bin/snakemake --snakefile workflow/Snakefile --directory _build/workflow --config scale=$(SCALE) $(if $(METHODS),methods=$(METHODS)); \
+	else \
+	    echo "No Snakemake here: one experiment after the other, without the cards."; \
+	    $(PY) -m ersm_lab run --scale $(SCALE) $(if $(METHODS),--method $(subst $(comma), ,$(METHODS))); \
+	fi
 
 notebooks: data  ## execute the notebooks in place, to store their outputs
 	ERSM_SCALE=laptop $(PY) tools/execute_notebooks.py --in-place

@@ -142,6 +142,13 @@ def claims(options: argparse.Namespace) -> int:
     return _publish(ledger.page(), options.write)
 
 
+def scale(options: argparse.Namespace) -> int:
+    """Markdown page on scale: what the grid took, and what larger runs would take."""
+    from . import scaling
+
+    return _publish(scaling.page(), options.write)
+
+
 def _publish(page: str, path: Path | None) -> int:
     if path is None:
         print(page, end="")
@@ -446,7 +453,7 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="default: one smoke record of each method"
     )
 
-    for page in (status, claims):
+    for page in (status, claims, scale):
         verb(page).add_argument("--write", type=Path, metavar="FILE", help="default: print it")
 
     fetching = verb(data_)
