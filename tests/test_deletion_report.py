@@ -1,0 +1,566 @@
+"""The tables and pictures of the deletion chapter have the numbers of their records, and name gaps."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from PIL import Image
+from torch import nn
+
+from ersm_core import attach_energy_mask
+from ersm_lab import (
+    backbones,
+    data,
+    deletion,
+    evaluation,
+    judging,
+    rankings,
+    records,
+    runs,
+    statistics,
+)
+from ersm_lab import deletion_insertion as di
+from ersm_lab import deletion_report as report
+
+SHARES = (0, 50, 90)
+LEVELS = {"logit": 0.9, "unary": 0.9, "magnitude": 0.8, "energy": 0.6, "random": 0.7}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer resamples, and no figure is left open."""
+    monkeypatch.setattr(report, "paired", partial(statistics.paired, resamples=100))
+    yield
+    plt.close("all")
+
+
+def made(method, seed=0, *, shift=0.0, images=80, blank=(), levels=LEVELS):
+    """A record in which each ranking is right on a share of the images that falls as tokens go."""
+    right = {}
+    for number, (name, level) in enumerate(levels.items()):
+        for place, share in enumerate(SHARES):
+            count = round(images * (level + shift - 0.2 * place))
+            right[f"{name}.{share}"] = torch.arange(images).roll(7 * number) < count  # (N,)
+    area, minus = {}, {}
+    for unit in ("token", "pixel"):
+        area[unit], minus[unit] = {}, {}
+        for convention, game in report._places():
+            good = -1 if game == "deletion" else 1
+            here = {n: 0.5 + good * (level + shift - 0.5) / 2 for n, level in levels.items()}
+            if unit == "pixel":  # there the order is turned round
+                here = {n: 1 - value for n, value in here.items()}
+            area[unit].setdefault(convention.name, {})[game] = {
+                n: {
+                    "mean": value,
+                    "standard_error": 0.01,
+                    "undefined": 0,
+                    "blank": 8 if n in blank else 0,
+                }
+                for n, value in here.items()
+            }
+            minus[unit].setdefault(convention.name, {})[game] = {
+                n: {"mean": value - here["random"], "standard_error": 0.04, "undefined": 0}
+                for n, value in here.items()
+            }
+    accuracy = {name: {} for name in levels}
+    for condition, answer in right.items():
+        name, _, share = condition.partition(".")
+        accuracy[name][share] = answer.double().mean().item()
+    return {
+        "name": f"laptop/cifar10/{method}.deletion/seed{seed}",
+        "method": f"{method}.deletion",
+        "seed": seed,
+        "config": {"conditions": list(right)},
+        "answers": runs.pack(torch.stack([*right.values()]).flatten()),
+        "metrics": {
+            "images": images,
+            "curve_images": 8,
+            "unit_images": 2,
+            "accuracy": accuracy,
+            "mean": {name: float(np.mean([*accuracy[name].values()])) for name in levels},
+            "area": area,
+            "minus_random": minus,
+        },
+    }
+
+
+@pytest.fixture
+def groups():
+    """A masked network ahead of a dense one in three seeds, and one that is not recorded."""
+    dense = {"magnitude": 0.7, "random": 0.6}
+    return {
+        "dense": [made("dense", seed, levels=dense) for seed in range(3)],
+        "masked": [made("masked", seed, shift=0.025 * seed) for seed in range(3)],
+        "missing": [],
+    }
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def test_records_are_read_by_method_and_suite(monkeypatch):
+    every = [made("a", 0), made("a", 1), made("b", 0), {"method": "a", "seed": 0}]
+    asked = []
+
+    def read_all(**where):
+        asked.append(where)
+        return every
+
+    monkeypatch.setattr(records, "read_all", read_all)
+    found = report.recorded(("a", "c"), scale="smoke", dataset="shapes")
+    assert {name: len(group) for name, group in found.items()} == {"a": 2, "c": 0}
+    assert len(report.recorded(("a",), suite=None)["a"]) == 1
+    assert asked[0] == {"scale": "smoke", "dataset": "shapes"} and len(asked) == 2
+
+
+# --- masks -----------------------------------------------------------------------------------------
+
+
+def trained(own=0.90, **replaced):
+    costs = {"uniform": 0.80, "position_mean": 0.85, "other_image": 0.84, "ones": 0.895} | replaced
+    metrics = {"test_accuracy": own, "accuracy_with_mask_replaced": costs}
+    return {"name": "n", "seed": 0, "metrics": metrics}
+
+
+def test_costs_of_a_replaced_mask():
+    assert report.mask_costs(trained()) == pytest.approx({"mean": 5.0, "other": 6.0, "ones": 0.5})
+    with pytest.raises(ValueError, match="no mask to replace"):
+        report.mask_costs({"name": "n", "metrics": {"test_accuracy": 0.9}})
+
+
+@pytest.mark.parametrize(
+    ("replaced", "shown"),
+    [
+        ({}, True),
+        ({"position_mean": 0.895}, False),  # one picture for all images
+        ({"uniform": 0.90}, False),  # a scale
+        ({"other_image": 0.895}, False),  # not about this image
+        ({"ones": 0.80}, False),  # off its scale where the test starts
+        ({"ones": 0.95}, True),  # better without: nothing is wrong with the start
+    ],
+)
+def test_a_mask_is_shown_only_after_its_tests(replaced, shown):
+    assert report.may_be_shown(trained(**replaced)) is shown
+    (row,) = report.mask_tests({"m": [trained(), trained(**replaced)]}).rows
+    assert row[-1] == ("yes" if shown else "no") and row[1] == "2"
+
+
+def test_the_table_of_tests_has_the_span_over_seeds():
+    table = report.mask_tests({"m": [trained(), trained(other_image=0.82)], "missing": []})
+    assert table.rows[0][2:5] == ["+5.0", "+6.0 to +8.0", "+0.5"]
+    assert table.rows[1] == ["missing", "0", *["not yet run"] * 3, "–"]
+
+
+# --- our test --------------------------------------------------------------------------------------
+
+
+def test_areas_are_the_means_of_the_records(groups):
+    (record, *_) = groups["masked"]
+    found = report.areas_by_image(record)
+    assert set(found) == set(LEVELS)
+    for name in LEVELS:
+        assert found[name].mean() == pytest.approx(record["metrics"]["mean"][name])
+        assert set(np.round(3 * found[name])) <= {0, 1, 2, 3}
+    rows = {row[0]: row[1:] for row in report.areas(groups).rows}
+    assert rows["logit z"] == ["–", "72.50 ± 2.50", "not yet run"]
+    assert rows["magnitude"] == ["50.00 ± 0.00", "62.50 ± 2.50", "not yet run"]
+    table = report.areas(groups)
+    assert table.header[1:] == ["dense (3 seeds)", "masked (3 seeds)", "missing (0 seeds)"]
+    assert "0 to 90 %" in table.caption
+
+
+def test_a_constant_map_is_no_ranking(groups):
+    group = [made("m", 0, blank=("energy",)), made("m", 1, blank=("energy",))]
+    assert report.is_constant(group, "energy") and not report.is_constant(group, "logit")
+    rows = {row[0]: row[1] for row in report.areas({"m": group}).rows}
+    assert rows["full energy e"] == "constant" and rows["logit z"] == "70.00 ± 0.00"
+    assert "energy" not in report.scores({"m": group}, "m")[report.OURS]
+    rows = {row[0]: row[1:] for row in report.conventions({"m": group}, "m", unit="token").rows}
+    assert set(rows["full energy e"]) == {"constant"}
+    assert not report.is_constant([], "energy")
+
+
+def test_a_gap_is_paired_and_none_without_a_pair(groups):
+    found = report.gap(groups, ("masked", "logit"), ("masked", "magnitude"))
+    assert found.mean == pytest.approx(10.0) and found.seeds == (0, 1, 2)
+    found = report.gap(groups, ("masked", "magnitude"), ("dense", "magnitude"))
+    assert found.by_seed == pytest.approx((10.0, 12.5, 15.0))
+    assert report.gap(groups, ("masked", "logit"), ("missing", "logit")) is None
+    assert report.gap(groups, ("dense", "logit"), ("dense", "magnitude")) is None
+    with pytest.raises(ValueError, match="no ranking 'norm'"):
+        report.gap(groups, ("masked", "norm"), ("dense", "magnitude"))
+
+
+def test_total_is_training_plus_ranking(groups):
+    total, training, ranking = (
+        report.gap(groups, one, other).mean
+        for one, other in [
+            (("masked", "logit"), ("dense", "magnitude")),
+            (("masked", "magnitude"), ("dense", "magnitude")),
+            (("masked", "logit"), ("masked", "magnitude")),
+        ]
+    )
+    assert total == pytest.approx(training + ranking)
+
+
+def test_differences_name_both_sides_and_what_is_missing(groups):
+    pairs = [
+        (("masked", "logit"), ("masked", "magnitude")),
+        (("missing", "logit"), ("masked", "logit")),
+    ]
+    table = report.differences(groups, pairs, caption="Within")
+    first, second = table.rows
+    assert first[:4] == ["masked, logit z", "masked, magnitude", "3", "+10.00"]
+    assert first[-2:] == ["+10.0, +10.0, +10.0", "ahead"]
+    assert second[2:] == ["0", "not yet run", "–", "–", "–"]
+    pairs = [(two, one) for one, two in pairs[:1]] + [(pairs[0][0], ("masked", "unary"))]
+    said = [row[-1] for row in report.differences(groups, pairs, caption="").rows]
+    assert said == ["behind", "not told apart"]
+    assert table.caption.startswith("Within; ")
+
+
+def test_the_best_ranking_is_chosen_on_the_other_half():
+    record = made("m", images=40, levels={"logit": 0.9, "random": 0.7})
+    right = {f"{name}.{share}": torch.zeros(40) for name in ("logit", "random") for share in SHARES}
+    for share in SHARES:
+        right[f"logit.{share}"][::2] = 1  # right on every even image, on no odd one
+        right[f"random.{share}"][1:20:2] = 1  # right on half of the odd ones
+    record["config"]["conditions"] = list(right)
+    record["answers"] = runs.pack(torch.stack([*right.values()]).bool().flatten())
+    even = np.arange(40) % 2 == 0
+    assert report.best([record], even) == "logit" and report.best([record], ~even) == "random"
+    values, chosen = report.under_its_best([record])
+    assert chosen == ("random", "logit")
+    assert values[0].mean() == 0.0  # what looked best on one half is worst on the other
+
+
+def test_own_best_compares_each_network_under_its_own(groups):
+    rows = {row[0]: row[1:] for row in report.own_best(groups, base="dense").rows}
+    assert rows["dense"] == ["magnitude", "50.00 ± 0.00", "3", "–", "–", "–"]
+    assert rows["masked"][:4] == ["logit z", "72.50 ± 2.50", "3", "+22.50"]
+    assert rows["missing"][0] == "not yet run"
+
+
+# --- claim (e) -------------------------------------------------------------------------------------
+
+
+def judged(within, across):
+    """Three seeds; logit minus magnitude of a masked network, and minus that of a dense one."""
+    levels = {"magnitude": 0.7, "logit": 0.7 + within, "energy": 0.5, "random": 0.6}
+    dense = {"magnitude": 0.7 + within - across, "random": 0.5}
+    groups = {
+        "m": [made("m", seed, images=200, levels=levels) for seed in range(3)],
+        "d": [made("d", seed, images=200, levels=dense) for seed in range(3)],
+    }
+    return groups, report.claim_e(groups, masked="m", dense="d")
+
+
+@pytest.mark.parametrize(
+    ("within", "across", "outcome"),
+    [
+        (0.15, 0.15, "reproduced"),
+        (0.15, -0.10, "partly"),
+        (-0.15, 0.15, "not reproduced"),
+        (-0.10, -0.10, "not reproduced"),
+    ],
+)
+def test_claim_e_by_its_criterion(within, across, outcome):
+    groups, (found, figure) = judged(within, across)
+    assert found == outcome
+    assert f"logit minus magnitude {100 * within:+.2f}" in figure
+    assert f"minus d by magnitude {100 * across:+.2f}" in figure
+    assert "full energy minus magnitude -20.00" in figure and "3 seeds" in figure
+    fewer = {name: group[:2] for name, group in groups.items()}
+    assert report.claim_e(fewer, masked="m", dense="d")[0] == "open"
+    assert report.claim_e(groups | {"d": []}, masked="m", dense="d") == ("not yet run", "")
+    table = report.verdicts(groups, ["m", "absent"], dense="d")
+    assert [row[1] for row in table.rows] == [outcome, "not yet run"]
+
+
+# --- conventions -----------------------------------------------------------------------------------
+
+
+def test_every_convention_states_how_it_is_made(groups):
+    table = report.stated(groups)
+    assert table.header == ["", "our test", "RISE", "torch-cam", "Quantus"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["starts"][3] == "at its own mask, after one step"
+    assert rows["insertion begins with"] == ["–", "the blurred image's", "0", "has none"]
+    assert rows["step"][1:] == ["as many as a row has", "1/20 of all", "one unit"]
+    assert rows["images"] == ["80", "8", "8", "2"]
+    assert len({len(row) for row in table.rows}) == 1
+    assert "not yet run" in report.stated({"m": []}).rows[-1]
+
+
+def test_a_step_of_another_size_is_named():
+    assert report._step(replace(di.TORCHCAM, step=("units", 4))) == "4 units"
+    assert report._step(replace(di.TORCHCAM, step=("rows", 2))) == "as many as 2 rows have"
+
+
+def test_conventions_side_by_side_have_mean_and_error(groups):
+    table = report.conventions(groups, "masked", unit="token")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert [name.split(", ")[1] for name in table.header[1:]] == [
+        "deletion",
+        "insertion",
+        "deletion",
+        "insertion",
+        "deletion",
+    ]
+    assert rows["better"] == ["lower", "higher", "lower", "higher", "lower"]
+    assert rows["images"] == ["8", "8", "8", "8", "2"]
+    assert rows["starts"][4] == "whole, after one step"
+    assert rows["logit z"][0] == "0.287 ± 0.010"  # 0.5 - (0.9 + 0.025 - 0.5) / 2
+    assert rows["logit z"][1] == "0.713 ± 0.010"
+    assert rows["logit z"][4] == "0.3 ± 0.0"
+    assert "Grad-CAM" not in rows
+    missing = report.conventions(groups, "missing", unit="pixel")
+    assert missing.rows[-1][0] == "not yet run" and len(missing.rows[-1]) == len(missing.header)
+    with pytest.raises(ValueError, match='"token" or "pixel"'):
+        report.conventions(groups, "masked", unit="patch")
+
+
+def test_errors_of_seeds_on_the_same_images_do_not_average_out(groups):
+    group = [made("m", seed) for seed in range(3)]
+    for record, error in zip(group, (0.01, 0.01, 0.04), strict=True):
+        record["metrics"]["area"]["token"]["RISE"]["deletion"]["logit"]["standard_error"] = error
+    mean, error = report._over_seeds(group, "area", "token", di.RISE, "deletion", "logit")
+    assert mean == pytest.approx(0.3) and error == pytest.approx(0.06**0.5 / 10)
+    record["metrics"]["area"]["token"]["RISE"]["deletion"]["logit"]["mean"] = None
+    found = report._over_seeds(group, "area", "token", di.RISE, "deletion", "logit")
+    assert found == (None, None)
+
+
+# --- the order -------------------------------------------------------------------------------------
+
+
+def test_places_follow_the_scores_and_turn_with_them(groups):
+    tokens, pixels = (report.order(groups, "masked", unit=unit) for unit in ("token", "pixel"))
+    assert tokens.header[:3] == ["ranking", "our test", "RISE, deletion"]
+    assert tokens.header == pixels.header and len(tokens.header) == 7
+    rows = {row[0]: row[1:] for row in tokens.rows}
+    assert list(rows) == ["logit z", "magnitude", "by lot", "full energy e", "τ with our test"]
+    assert rows["logit z"][:2] == ["1", "1"]
+    assert rows["by lot"][0] == "3"
+    assert rows["full energy e"][:2] == ["4", "(4)"]  # there 0.05 apart, with an error of 0.04
+    assert rows["τ with our test"] == ["+1.00"] * 6
+    rows = {row[0]: row[1:] for row in pixels.rows}
+    assert rows["logit z"][:2] == ["1", "4"]  # on pixels the made-up order is turned round
+    assert rows["τ with our test"] == ["+1.00", *["-1.00"] * 5]
+    assert report.order(groups, "missing", unit="token").rows == [["not yet run"]]
+    with pytest.raises(ValueError, match='"token" or "pixel"'):
+        report.order(groups, "masked", unit="patch")
+
+
+def test_ties_share_the_better_place():
+    found = report.ranks({"a": 0.5, "b": 0.9, "c": 0.5, "d": 0.1})
+    assert found == {"a": 2, "b": 1, "c": 2, "d": 4}
+
+
+# --- pictures of records ---------------------------------------------------------------------------
+
+
+def test_curves_are_those_of_the_records(groups):
+    figure = report.draw_curves(
+        groups,
+        {
+            "masked": [("masked", "logit"), ("masked", "random")],
+            "both": [("masked", "logit"), ("dense", "magnitude"), ("missing", "logit")],
+            "missing": [("missing", "logit")],
+        },
+    )
+    first, second, third, spare = figure.axes
+    assert not spare.get_visible()
+    assert list(first.lines[0].get_xdata()) == list(SHARES)
+    assert first.lines[0].get_ydata() == pytest.approx([92.5, 72.5, 52.5])
+    labels = [text.get_text() for text in first.get_legend().get_texts()]
+    assert labels == ["masked, logit z", "masked, by lot"]
+    labels = [text.get_text() for text in second.get_legend().get_texts()]
+    assert labels[:2] == ["masked, logit z", "dense, magnitude"]
+    assert labels[2] == "missing, logit z: not yet run"
+    assert not len(third.lines[0].get_xdata())
+    assert "[%]" in first.get_xlabel() and "[%]" in first.get_ylabel()
+
+
+def test_a_ranking_looks_alike_in_panels_of_one_method(groups):
+    panels = {
+        m: [(m, name) for name in names]
+        for m, names in {"masked": ["logit", "magnitude"], "dense": ["magnitude", "random"]}.items()
+    }
+    first, second = report.draw_curves(groups, panels).axes
+    (_, one), (other, _) = first.lines, second.lines
+    assert one.get_label() == other.get_label() == "magnitude"
+    assert one.get_color() == other.get_color() and one.get_marker() == other.get_marker()
+
+
+def test_places_are_drawn_with_the_best_on_top(groups):
+    (axis,) = report.draw_places(groups, "masked", marked=["logit", "magnitude"]).axes
+    assert axis.yaxis_inverted() and len(axis.get_xticks()) == 11
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert lines["logit z"] == [1] * 6 + [4] * 5
+    (axis,) = report.draw_places(groups, "missing", marked=["logit"]).axes
+    assert axis.texts[0].get_text() == "not yet run"
+
+
+# --- a network at work -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return data.load("shapes", "test", limit=6)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    torch.manual_seed(0)
+    model = backbones.CifarNet(backbones.SMOKE)
+    attach_energy_mask(model, "group1", preset="stable", bias_init=0.0)
+    return model.eval()
+
+
+def test_answers_from_ones_are_those_of_the_deletion_module(masked, shapes):
+    importance = deletion.random_ranking((6, 16, 16), seed=3)
+    found = report.answers(masked, shapes, "group1", importance, fractions=(0.0, 0.5))
+    predict = deletion.network_predictor(masked, shapes)
+    for number, fraction in enumerate((0.0, 0.5)):
+        expected = predict(deletion.keep_masks(importance, fraction)).softmax(1)
+        torch.testing.assert_close(found[number], expected)
+    with pytest.raises(ValueError, match='"ones" or "mask"'):
+        report.answers(masked, shapes, "group1", importance, fractions=(0.0,), start="zeros")
+
+
+def test_from_its_own_mask_dropped_tokens_cost_nothing(masked, shapes):
+    importance = rankings.energies(masked, shapes, "group1")["logit"]
+    dropped = 1 - evaluation.collect_masks(masked, shapes).mean((1, 2, 3))  # (N,)
+    fractions = (0.0, 0.9 * dropped.min().item(), 1.0)
+    own = report.answers(masked, shapes, "group1", importance, fractions=fractions, start="mask")
+    torch.testing.assert_close(own[0], evaluation.predict(masked, shapes).softmax(1))
+    torch.testing.assert_close(own[1], own[0])
+    assert (own[2] - own[0]).abs().max() > 1e-3
+    ones = report.answers(masked, shapes, "group1", importance, fractions=fractions)
+    assert (ones[1] - ones[0]).abs().max() > 1e-4
+
+
+def test_a_dense_network_answers_too(shapes):
+    torch.manual_seed(0)
+    model = backbones.CifarNet(backbones.SMOKE).eval()
+    importance = deletion.centre_prior(16, 16).expand(6, 16, 16)
+    found = report.answers(model, shapes, "group1", importance, fractions=(0.0,))
+    torch.testing.assert_close(found[0], evaluation.predict(model, shapes).softmax(1))
+
+
+def test_tokens_deleted_before_is_a_place_not_a_value():
+    importance = torch.tensor([[[3.0, -1.0], [100.0, 3.0]]])
+    assert report.deleted_before(importance)[0].tolist() == [[0.25, 0.0], [0.75, 0.5]]
+
+
+def test_maps_show_places_beside_the_image(shapes):
+    maps = {"logit": torch.randn(4, 4), "centre": deletion.centre_prior(4, 4)}
+    figure = report.draw_maps(shapes.images[0], maps, title="An image")
+    first, second, third, _, bar = figure.axes
+    np.testing.assert_array_equal(first.images[0].get_array(), shapes.images[0])
+    expected = 100 * report.deleted_before(maps["logit"][None])[0]
+    np.testing.assert_allclose(second.images[0].get_array(), expected)
+    assert third.get_title() == "centre prior" and "[%" in bar.get_ylabel()
+
+
+def test_the_slider_removes_tokens_and_says_what_the_network_says(masked, shapes):
+    importance = torch.arange(256.0).view(1, 16, 16).expand(2, 16, 16)
+    column = report.Column(caption="rows", model=masked, layer="group1", importance=importance)
+    shown = report.token_slider([column, column], shapes[:2], fractions=(0.0, 0.5), zoom=4)
+    page = BeautifulSoup(shown.html, "html.parser")
+    held = json.loads(page.find("script", type="application/json").string)
+    assert held["labels"] == ["0 % deleted", "50 % deleted"]
+    whole, half = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(f.partition(",")[2]))).convert("RGB"))
+        for f in held["frames"]
+    )
+    row = 128 + report.BAR
+    assert whole.shape == (2 * row + report.GAP, 256 + report.GAP, 3)
+    assert np.array_equal(whole[:128:4, :128:4], shapes.images[0].numpy())
+    grey = np.isin(half[:64, :128], (150, 205)).all()
+    assert grey and np.array_equal(half[64:128, :128], whole[64:128, :128])
+    said = report.answers(masked, shapes[:2], "group1", importance, fractions=(0.0,))[0, 0]
+    filled = (whole[134, :128] == (0, 90, 150)).all(1).sum()
+    assert filled == pytest.approx(1 + 127 * said[shapes.labels[0]].item(), abs=1)
+
+
+def test_two_starts_are_drawn_beside_each_other(masked, shapes):
+    maps = {"logit": rankings.energies(masked, shapes, "group1")["logit"]}
+    figure = report.draw_starts(masked, shapes, "group1", maps, fractions=(0.0, 0.5))
+    ones, own = figure.axes
+    right = 100 * evaluation.accuracy(masked, shapes)
+    assert own.lines[0].get_ydata()[0] == pytest.approx(right)
+    assert "ones" in ones.get_title() and "[%]" in ones.get_xlabel()
+
+
+def test_fills_of_empty_images(shapes):
+    found = report.fills(shapes)
+    assert not found["zero"].any()
+    x = shapes.normalise(shapes.images)
+    assert torch.equal(found["minimum"][:, 0, 0, 0], x.flatten(1).min(1).values)
+    assert torch.equal(found["blur"], di.blurred(x))
+
+
+def test_replaced_pixels_are_the_most_important_ones(masked, shapes):
+    importance = torch.zeros(1, 32, 32)
+    importance[0, :16] = 1.0  # the upper half
+    figure = report.draw_fills(masked, shapes[:1], importance, fraction=0.5)
+    zero = figure.axes[1].images[0].get_array()
+    np.testing.assert_allclose(zero[:16], np.broadcast_to(shapes.mean, (16, 32, 3)), atol=1e-5)
+    np.testing.assert_allclose(zero[16:], shapes.images[0, 16:] / 255, atol=1e-5)
+    assert "mean colour" in figure.axes[1].get_title()
+
+
+def test_what_is_said_of_nothing(masked, shapes):
+    table = report.empties({"masked": masked}, shapes)
+    assert [row[1] for row in table.rows] == ["mean colour (0)", "blurred", "least value"]
+    with torch.no_grad():
+        said = masked(torch.zeros(6, 3, 32, 32)).softmax(1)
+    answer = shapes.classes[said[0].argmax()]
+    assert table.rows[0][2] == f"{answer}, 100 %"  # the same image six times
+    assert table.rows[0][3] == f"{100 * said.max():.0f} %"
+
+
+class Tiny(nn.Module):
+    """4 x 4 tokens of an image of 8 x 8, whose mean is classified."""
+
+    def __init__(self):
+        super().__init__()
+        self.group1 = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2))
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(self.group1(x).mean((2, 3)))
+
+
+def test_a_real_card_can_be_read(shapes):
+    torch.manual_seed(0)
+    model = attach_energy_mask(Tiny(), "group1", preset="stable", bias_init=0.0).eval()
+    small = replace(shapes, images=shapes.images[:, ::4, ::4], masks=None)
+    settings = judging.Deletion(images=6, curve_images=2, unit_images=1, fractions=(0.0, 0.5))
+    finding = judging.deletion(model, small, settings)
+    record = {
+        "name": "card",
+        "seed": 0,
+        "config": {"conditions": list(finding.conditions)},
+        "answers": runs.pack(finding.right.flatten()),
+        "metrics": finding.metrics,
+    }
+    groups = {"masked": [record]}
+    assert set(report.scores(groups, "masked")[report.OURS]) == set(rankings.RANKINGS) - {"unary"}
+    rows = {row[0]: row[1] for row in report.areas(groups).rows}
+    for name, words in report.WORDS.items():
+        assert float(rows[words]) == pytest.approx(100 * finding.metrics["mean"][name], abs=0.01)
+        own = report.areas_by_image(record)[name].mean()
+        assert own == pytest.approx(finding.metrics["mean"][name])
+    table = report.conventions(groups, "masked", unit="pixel")
+    assert len(table.rows) == 6 + len(rankings.RANKINGS)
+    assert all(cell != "–" for row in table.rows for cell in row)
