@@ -520,7 +520,7 @@ def draw_projection_times(times: ProjectionTimes) -> Figure:
     axis.plot(pixels, times.components, marker="o", label="connected components")
     solved = len(times.least_squares)
     axis.plot(pixels[:solved], times.least_squares, marker="s", label="sparse least squares (lsqr)")
-    line = times.components[-1] * pixels / pixels[-1]
+    line = pixels * np.exp(np.log(times.components / pixels).mean())
     axis.plot(pixels, line, color="0.35", linestyle=":", label="proportional to pixels")
     axis.set(
         title="The projection, timed on this machine",
@@ -811,9 +811,11 @@ def rival_verdicts(
         rivals: pairs of (method, row of `condition_groups`).
         dataset, scale: which records.
     """
+    methods = dict.fromkeys(method for sides in rivals for method, _ in sides)
+    groups = {m: suite_records(m, dataset=dataset, scale=scale) for m in methods}
     shown = []
     for sides in rivals:
-        ours, theirs = (suite_records(m, dataset=dataset, scale=scale) for m, _ in sides)
+        ours, theirs = (groups[method] for method, _ in sides)
         outcome, figure = NOT_RUN, "–"
         if {r["seed"] for r in ours} & {r["seed"] for r in theirs}:
             names = [condition_groups(ours[0])[row] for _, row in sides]

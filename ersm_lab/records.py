@@ -222,8 +222,14 @@ def read_all(
     Raises:
         RecordError: A file under `data/results` is not a valid record.
     """
-    records = [_load(path, _name(path, root)) for path in _files(root)]
     asked = {"scale": scale, "dataset": dataset, "method": method}
+
+    def may_be(path: Path) -> bool:  # its folders say so: reading a record takes milliseconds
+        folders = Path(_name(path, root)).parts[:-1]
+        pairs = zip(folders, asked.values(), strict=True) if len(folders) == len(asked) else ()
+        return all(wanted in (None, folder) for folder, wanted in pairs)
+
+    records = [_load(path, _name(path, root)) for path in _files(root) if may_be(path)]
     asked = {key: value for key, value in asked.items() if value is not None}
     records = [r for r in records if all(r[key] == value for key, value in asked.items())]
     return sorted(records, key=lambda r: (SCALES.index(r["scale"]), group(r), r["seed"], r["name"]))

@@ -198,6 +198,9 @@ def test_both_ways_of_the_projection_agree():
     figure = pictures.draw_projection_times(times)
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 1, 2]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [144, 256]
+    pixels, line = np.array([144, 256]), figure.axes[0].lines[2].get_ydata()
+    np.testing.assert_allclose(line / pixels, line[0] / 144)
+    np.testing.assert_allclose(line.prod(), np.prod(times.components))  # between the marks
 
 
 # --- networks --------------------------------------------------------------------------------------
@@ -336,6 +339,13 @@ def test_verdicts_are_the_ledgers(recorded):
     table = pictures.rival_verdicts(rivals)
     assert [r[2] for r in table.rows] == ["reproduced", "not reproduced", pictures.NOT_RUN]
     assert table.rows[1][:2] == [f"base: {other}", f"good: {row}"]
+    same = pictures.rival_verdicts([(("good", row), ("good", "contrast"))]).rows[0]
+    both = smoothing_suite.difference(
+        *[recorded["good.smoothing"]] * 2,
+        ["contrast-1", "contrast-3", "pixelate-1"],
+        base_names=["contrast-1", "contrast-3"],
+    )
+    assert same[3].startswith(f"{both.mean:+.2f} points") and same[3].endswith("3 seeds")
 
 
 def test_without_records_tables_say_so(monkeypatch):
