@@ -17,6 +17,7 @@ away need not be saved, and one that nobody counts takes time all the same.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -40,6 +41,14 @@ from ersm_lab.training import TrainSettings, make_optimiser, resolve_precision
 
 MIB = 2**20
 WARM_UP = 2  # rounds that are not counted
+DATASET = "random-images"  # that steps are timed on; it decides no cost
+SOURCES = (  # that decide one
+    "ersm_core.py",
+    "ersm_lab/backbones.py",
+    "ersm_lab/cost.py",
+    "ersm_lab/sparse_coding.py",
+    "ersm_lab/training.py",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +174,55 @@ def measure(
     return found
 
 
+def record(
+    settings: CostSettings | None = None,
+    *,
+    scale: str = "laptop",
+    device: str | torch.device | None = None,
+    root: Path | None = None,
+) -> dict:
+    """Measure, and write what was found as a record; an earlier one of this scale is replaced.
+
+    Args:
+        settings: how; None takes those of the scale.
+        scale: of `records.SCALES`.
+        device: None is a GPU where there is one.
+        root: home of the record; None is `records.home()`.
+
+    Returns:
+        The record, as written to `data/results/<scale>/random-images/cost/seed0.json`.
+
+    Raises:
+        ValueError: an unknown scale.
+    """
+    if scale not in SETTINGS:
+        raise ValueError(f"no scale {scale!r}: choose one of {', '.join(SETTINGS)}")
+    settings = settings or SETTINGS[scale]
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = resolve_precision(settings.precision, device.type)
+    facts = records.provenance(SOURCES, device=device, precision=precision)
+    busy = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    facts["device"] |= {"load": busy}  # how many wanted a core before we did
+    begun = time.perf_counter()
+    metrics = measure(settings, device=device)
+    made = facts | {
+        "name": f"{scale}/{DATASET}/cost/seed0",
+        "method": "cost",
+        "dataset": DATASET,
+        "scale": scale,
+        "seed": 0,
+        "config": records.plain(settings),
+        "metrics": metrics,
+        "tolerance": {},  # a clock elsewhere may say anything
+        "curve": [],
+        "answers": None,
+        "seconds": {"train": 0.0, "measure": time.perf_counter() - begun},
+        "checkpoint": None,
+    }
+    records.write(made, root=root)
+    return made
+
+
 def side_by_side(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every variant in every round, one after the other within a round, after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -273,25 +331,30 @@ def _count(step: Callable[[], None], run: Callable[[], None], batch: int) -> dic
 def table(family: str, *, scale: str) -> Table:
     """The costs of one family from the newest record of the method "cost" at this scale."""
     found = records.read_all(scale=scale, method="cost")
-    header = [
-        "network",
-        "parameters",
-        "counted: M multiply-adds an image, forward",
-        "MiB a training step",
-        "by the clock: ms a training step",
-        "to dense",
-        "by the clock: ms an inference pass",
-        "to dense",
-    ]
     if not found:
-        caption = f"Cost at {scale} scale: not yet run: `make reproduce`"
-        return Table(header=header, rows=[], caption=caption)
-    record = max(found, key=lambda r: r["created"])
-    part, device = record["metrics"].get(family), record["device"]
-    if part is None:
-        raise ValueError(
-            f"{record['name']} has no family {family!r}: {', '.join(record['metrics'])}"
-        )
+        hint = f"`python benchmarks/cost.py --scale {scale} --record`"
+        return Table(header=HEADER, rows=[], caption=f"Cost at {scale} scale: not yet run: {hint}")
+    newest = max(found, key=lambda r: r["created"])
+    if family not in newest["metrics"]:
+        families = ", ".join(newest["metrics"])
+        raise ValueError(f"{newest['name']} has no family {family!r}: {families}")
+    return drawn(newest["metrics"][family], newest["device"])
+
+
+HEADER = (
+    "network",
+    "parameters",
+    "counted: M multiply-adds an image, forward",
+    "MiB a training step",
+    "by the clock: ms a training step",
+    "to dense",
+    "by the clock: ms an inference pass",
+    "to dense",
+)
+
+
+def drawn(part: Mapping, device: Mapping) -> Table:
+    """One family of what `measure` found, on a machine that `records.describe_device` describes."""
     rows: list[Sequence[str]] = [
         [
             name,
@@ -305,9 +368,12 @@ def table(family: str, *, scale: str) -> Table:
         ]
         for name, n in part["networks"].items()
     ]
-    threads = f", {device['threads']} thread(s)" if device["type"] == "cpu" else ""
+    plural = "s" if device["threads"] != 1 else ""
+    threads = f", {device['threads']} thread{plural}" if device["type"] == "cpu" else ""
     caption = (
         f"Batches of {part['batch']} on {device['name']}{threads}, training in {device['precision']}; "
         f"medians of {part['rounds']} rounds, all networks in turn"
     )
-    return Table(header=header, rows=rows, caption=caption)
+    if device.get("load") is not None:
+        caption += f"; load average {device['load']:.1f} on {device['cores']} cores as it began"
+    return Table(header=HEADER, rows=rows, caption=caption)

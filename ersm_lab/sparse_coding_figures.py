@@ -27,7 +27,7 @@ from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import accuracy, evaluating
 from ersm_lab.figures import MARKERS
 from ersm_lab.frames import frame_slider
-from ersm_lab.lambda_suite import ROWS, of
+from ersm_lab.lambda_suite import NOISE, gap, of
 from ersm_lab.sparse_coding import (
     SparseCoding2d,
     analyse,
@@ -668,48 +668,55 @@ def _tiled(columns: Sequence[np.ndarray], *, gap: int = 2) -> np.ndarray:
 def kinds_picture(method: str, base: str, *, dataset: str, scale: str) -> Figure | None:
     """For each kind of corruption the accuracy beyond that of a dense network, in points.
 
-    Mean over seeds that both have and over the severities other than Gaussian noise's own.
+    Mean over seeds that both have and over the severities other than Gaussian noise's own, with the
+    interval of `lambda_suite.gap`; the oracle has none, as it is no method.
 
     Returns:
         None where there are no such records.
     """
-    groups = [
-        {r["seed"]: r["metrics"]["accuracy"] for r in of(m, dataset=dataset, scale=scale)}
-        for m in (method, base)
-    ]
-    seeds = sorted(groups[0].keys() & groups[1].keys())
+    groups = [of(m, dataset=dataset, scale=scale) for m in (method, base)]
+    coded, dense = ({r["seed"]: r["metrics"]["accuracy"] for r in group} for group in groups)
+    seeds = sorted(coded.keys() & dense.keys())
     if not seeds:
         return None
-    names = list(groups[1][seeds[0]]["plain"])
-    severities = {
-        n.rpartition("-")[2] for n in names if not n.startswith(("clean", "gaussian_noise"))
-    }
+    names = [n for n in dense[seeds[0]]["plain"] if n != "clean"]
+    severities = {n.rpartition("-")[2] for n in names if not n.startswith(f"{NOISE}-")}
     kinds = [kind for group in perturbations.GROUPS.values() for kind in group]
-    kinds = [kind for kind in kinds if any(n.startswith(f"{kind}-") for n in names)]
-    figure, axis = plt.subplots(figsize=(7.6, 0.27 * len(kinds) + 1.5))
-    styles = zip(ROWS[1:], "os^", ("#0072B2", "#D55E00", "0.45"), strict=True)
-    words = {"fixed": "fixed λ", "label-free": "label-free λ", "oracle": "oracle λ (test labels)"}
-    for row, marker, colour in styles:
-        gaps = [
-            np.mean([
-                groups[0][seed][row][f"{kind}-{s}"] - groups[1][seed]["plain"][f"{kind}-{s}"]
-                for seed in seeds
-                for s in severities
-            ])
-            for kind in kinds
-        ]  # fmt: skip
-        style = dict(marker=marker, linestyle="none", color=colour, label=words[row])
-        style |= {"markerfacecolor": "none"} if row == "oracle" else {}
-        axis.plot(100 * np.array(gaps), range(len(kinds)), **style)
+    over = {
+        kind: [f"{kind}-{s}" for s in sorted(severities) if f"{kind}-{s}" in names]
+        for kind in kinds
+    }
+    over = {kind: conditions for kind, conditions in over.items() if conditions}
+    places = np.arange(len(over))
+    figure, axis = plt.subplots(figsize=(7.6, 0.38 * len(over) + 1.5))
+    ways = (
+        ("fixed", "fixed λ", "o", "#0072B2", -0.22),
+        ("label-free", "label-free λ", "s", "#D55E00", 0.0),
+        ("oracle", "oracle λ (test labels)", "^", "0.45", 0.22),
+    )
+    for row, label, marker, colour, shift in ways:
+        style = dict(marker=marker, linestyle="none", color=colour, label=label, markersize=5)
+        if row == "oracle":
+            means = [
+                100
+                * np.mean([coded[s][row][n] - dense[s]["plain"][n] for s in seeds for n in names])
+                for names in over.values()
+            ]
+            axis.plot(means, places + shift, markerfacecolor="none", **style)
+            continue
+        found = [gap(*groups, (row, "plain"), names) for names in over.values()]
+        means = np.array([f.mean for f in found])
+        ends = np.array([[f.mean - f.low, f.high - f.mean] for f in found]).T  # (2, kinds)
+        axis.errorbar(means, places + shift, xerr=ends.clip(0), elinewidth=1, **style)
     axis.axvline(0, color="black", linewidth=0.9, linestyle="-")
-    axis.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds], fontsize=9)
+    axis.set_yticks(places, [kind.replace("_", " ") for kind in over], fontsize=9)
     axis.invert_yaxis()
     axis.set(
         title=f"{method} against {base}, severities {' and '.join(sorted(severities))}, "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
-        xlabel=f"accuracy minus that of {base} [percentage points]",
+        xlabel=f"accuracy minus that of {base} [percentage points], lines: 95 % intervals",
     )
-    axis.legend(fontsize=9)
+    axis.legend(fontsize=9, loc="lower right")
     return figure
 
 

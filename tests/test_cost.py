@@ -104,14 +104,37 @@ def test_the_table_keeps_counted_and_measured_apart(measured, monkeypatch):
     assert [row[0] for row in table.rows] == list(measured["ablation"]["networks"])
     assert sum("counted" in head for head in table.header) == 1
     assert sum("by the clock" in head for head in table.header) == 2
-    assert "machine, 1 thread(s)" in table.caption
+    assert "machine, 1 thread," in table.caption and "load" not in table.caption
     with pytest.raises(ValueError, match=r"no family 'resnet'.*ablation"):
         cost.table("resnet", scale="smoke")
 
 
+def test_a_record_is_what_was_measured(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "measure", lambda *_, **__: measured)
+    made = cost.record(TINY, scale="smoke", device="cpu", root=tmp_path)
+    (found,) = records.read_all(root=tmp_path, scale="smoke", method="cost")
+    assert found["name"] == made["name"] and records.is_current(found)
+    assert found["metrics"] == records.plain(measured) and found["config"] == records.plain(TINY)
+    assert found["device"]["precision"] == "32-true" and "ersm_lab/cost.py" in found["sources"]
+    monkeypatch.setitem(found["device"], "load", 7.25)
+    drawn = cost.drawn(found["metrics"]["ablation"], found["device"])
+    assert "load average 7.2 on" in drawn.caption
+    cells = dict(zip(drawn.header, drawn.rows[2], strict=True))
+    numbers = measured["ablation"]["networks"]["sdnet"]
+    assert cells["network"] == "sdnet" and cells["parameters"] == f"{numbers['parameters']:,}"
+    assert cells["by the clock: ms a training step"] == f"{numbers['train_ms']:.1f}"
+
+
+def test_an_unknown_scale_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no scale 'huge': choose one of smoke, laptop, full"):
+        cost.record(scale="huge", root=tmp_path)
+
+
 def test_without_a_record_the_table_says_so(monkeypatch):
     monkeypatch.setattr(records, "read_all", lambda **_: [])
-    assert "not yet run" in cost.table("ablation", scale="laptop").caption
+    table = cost.table("ablation", scale="laptop")
+    assert "not yet run: `python benchmarks/cost.py --scale laptop --record`" in table.caption
+    assert not table.rows
 
 
 def test_resnets_are_a_family_of_their_own():

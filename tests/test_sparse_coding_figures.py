@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ersm_lab import backbones, data, records
+from ersm_lab import backbones, data, lambda_suite, records
 from ersm_lab import sparse_coding_figures as pictures
 from ersm_lab.sparse_coding import CSCSettings, SparseCoding2d, attach_sparse_coding
 
@@ -61,9 +61,9 @@ def test_unrolled_with_nothing_changed_is_the_layer(model, images):
 def test_violation_is_that_of_the_subgradient(nonnegative, mu):
     torch.manual_seed(1)
     settings = CSCSettings(nonnegative=nonnegative, mu=mu)
-    coder = SparseCoding2d(2, 3, 3, padding=1, settings=settings).double()
-    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
-    best = pictures.unrolled(coder, x, steps=2_000)
+    coder = SparseCoding2d(3, 2, 3, padding=1, settings=settings).double()  # soon there
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    best = pictures.unrolled(coder, x, steps=400)
     assert pictures.violation(coder, x, best, lambda_l1=0.1) < 1e-4
     code = pictures.unrolled(coder, x, steps=2)
     code.requires_grad_()
@@ -200,32 +200,61 @@ def test_the_slider_has_a_frame_for_each_lambda(model, images, pull_back):
 
 # --- from records ----------------------------------------------------------------------------------
 
+KINDS = ["clean", "gaussian_noise-1", "gaussian_noise-5", "snow-5"]
+
 
 def record(method, seed, rows):
-    names = ["clean", "gaussian_noise-1", "gaussian_noise-5", "snow-5"]
-    accuracy = {row: dict.fromkeys(names, value) for row, value in rows.items()}
+    """A network that is right on the first so many of 10 images, whatever was done to them."""
+    accuracy = {row: dict.fromkeys(KINDS, right / 10) for row, right in rows.items()}
+    answers = {
+        f"{row}/{name}": torch.arange(10) < right
+        for row, right in rows.items()
+        for name in KINDS
+        if row != "oracle"
+    }
     chosen = {"fixed": {"clean": 0.1}}
     fit = {"residuals": [0.5, 1.0], "lambdas": [0.1, 0.3 + seed / 10]}
-    metrics = {"accuracy": accuracy, "lambda": chosen, "fit": fit, "images": 4}
-    return {"method": f"{method}.lambda", "seed": seed, "metrics": metrics}
+    return {
+        "name": f"laptop/d/{method}.lambda/seed{seed}",
+        "method": f"{method}.lambda",
+        "seed": seed,
+        "metrics": {"accuracy": accuracy, "lambda": chosen, "fit": fit, "images": 10},
+        "answers": lambda_suite.pack(answers),
+    }
 
 
 def test_kinds_are_drawn_against_the_dense_network(monkeypatch):
-    made = [record("a", s, {"fixed": 0.6, "label-free": 0.7, "oracle": 0.8}) for s in (0, 1)]
-    made += [record("dense", 0, {"plain": 0.5})]
+    made = [record("a", s, {"fixed": 6, "label-free": 5, "oracle": 8}) for s in (0, 1)]
+    made += [record("dense", 0, {"plain": 5})]
     monkeypatch.setattr(
         records, "read_all", lambda *, method, **_: [r for r in made if r["method"] == method]
     )
     where = dict(dataset="d", scale="laptop")
     (axis,) = pictures.kinds_picture("a", "dense", **where).axes
-    drawn = {
-        line.get_label(): line.get_xdata() for line in axis.lines if len(line.get_xdata()) == 2
-    }
-    assert drawn["label-free λ"] == pytest.approx([20, 20])
+    fixed, free, oracle = (line for line in axis.lines if line.get_marker() in "os^")
+    assert fixed.get_xdata() == pytest.approx([10, 10])  # one image in ten more
+    assert free.get_xdata() == pytest.approx([0, 0])
+    assert oracle.get_xdata() == pytest.approx([30, 30])
+    drawn = {bars.get_label(): bars for bars in axis.containers}
+    assert list(drawn) == ["fixed λ", "label-free λ"]  # the oracle has no interval
+    found = lambda_suite.gap(made[:2], made[2:], ("fixed", "plain"), ["gaussian_noise-5"])
+    (lines,) = drawn["fixed λ"][2]
+    assert lines.get_segments()[0][:, 0] == pytest.approx([found.low, found.high])
+    assert found.low == pytest.approx(0) and found.high > 20
+    same = drawn["label-free λ"][2][0].get_segments()[0][:, 0]
+    assert same == pytest.approx([0, 0])  # the same answers
     assert [t.get_text() for t in axis.get_yticklabels()] == ["gaussian noise", "snow"]
-    assert "1 seed" in axis.get_title() and "points" in axis.get_xlabel()
-    assert len({line.get_marker() for line in axis.lines[:3]}) == 3
-    (axis,) = pictures.fit_picture("a", **where).axes
-    assert axis.lines[1].get_ydata().tolist() == [0.1, 0.4]
+    assert "severities 5, 1 seed" in axis.get_title() and "points" in axis.get_xlabel()
     assert pictures.kinds_picture("absent", "dense", **where) is None
+
+
+def test_the_label_free_map_is_drawn_for_each_seed(monkeypatch):
+    made = [record("a", s, {"fixed": 6, "label-free": 5, "oracle": 8}) for s in (0, 1)]
+    monkeypatch.setattr(
+        records, "read_all", lambda *, method, **_: [r for r in made if r["method"] == method]
+    )
+    where = dict(dataset="d", scale="laptop")
+    (axis,) = pictures.fit_picture("a", **where).axes
+    assert axis.lines[0].get_ydata().tolist() == [0.1, 0.3]
+    assert axis.lines[1].get_ydata().tolist() == [0.1, 0.4]
     assert pictures.fit_picture("absent", **where) is None
