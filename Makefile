@@ -17,7 +17,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test book serve bench reproduce notebooks clean
+.PHONY: help setup data lint test book serve bench reproduce notebooks colab clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ reproduce: data  ## run the experiments that have no valid record (SCALE=smoke, 
 
 notebooks: data  ## execute the notebooks in place, to store their outputs
 	ERSM_SCALE=laptop $(PY) tools/execute_notebooks.py --in-place
+
+colab: $(STAMP)  ## run each notebook alone as Colab would, without the project (slow)
+	$(PY) tools/try_colab.py
 
 clean:  ## remove what was built (.venv, data and records stay)
 	rm -rf _build .pytest_cache .ruff_cache build *.egg-info

@@ -149,6 +149,14 @@ def scale(options: argparse.Namespace) -> int:
     return _publish(scaling.page(), options.write)
 
 
+def cover(options: argparse.Namespace) -> int:
+    """Draws the cover of the book from the recorded network."""
+    from . import cover as drawing
+
+    print(drawing.write(options.to) if options.to else drawing.write())
+    return 0
+
+
 def _publish(page: str, path: Path | None) -> int:
     if path is None:
         print(page, end="")
@@ -458,6 +466,9 @@ def _parser() -> argparse.ArgumentParser:
 
     fetching = verb(data_)
     fetching.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10")
+
+    drawing = verb(cover)
+    drawing.add_argument("--to", type=Path, metavar="FILE", help="default: book/_static/cover.svg")
 
     exporting = verb(export_demo)
     exporting.add_argument("--to", type=Path, metavar="FOLDER", help="default: book/_static/demo")

@@ -8,10 +8,11 @@ import os
 import sys
 from pathlib import Path
 
+import nbformat
 import nbformat.v4 as v4
 import pytest
 import yaml
-from build_book import announce, gather
+from build_book import announce, gather, slim
 from check_book import check_book
 from execute_notebooks import clean, problems
 from watched import STOPPED, Watch, run_side_by_side, run_watched
@@ -191,3 +192,19 @@ def test_a_command_that_is_stopped_says_so_in_its_own_output():
         ended.output.count("stopped: not done after") == 2
         and "started again (1 of 1)" in ended.output
     )
+
+
+def test_a_notebook_for_download_has_its_cells_without_outputs(tmp_path):
+    folder = tmp_path / "_sources/notebooks"
+    folder.mkdir(parents=True)
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static/a.js.map").write_text("{}")
+    (tmp_path / "_static/a.js").write_text("a")
+    nbformat.write(
+        v4.new_notebook(cells=[figure_cell(), v4.new_markdown_cell("x")]), folder / "a.ipynb"
+    )
+    slim(tmp_path)
+    notebook = nbformat.read(folder / "a.ipynb", as_version=4)
+    assert [cell.source for cell in notebook.cells] == [figure_cell().source, "x"]
+    assert notebook.cells[0].outputs == [] and notebook.cells[0].execution_count is None
+    assert [path.name for path in (tmp_path / "_static").iterdir()] == ["a.js"]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import yaml
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -74,6 +75,20 @@ def announce(config: Path, text: str) -> None:
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
+def slim(html: Path) -> None:
+    """Take out what no reader of the pages needs: the outputs of the notebooks that are offered for
+    download, which the page shows anyway, and the source maps of minified scripts.
+    """
+    for path in sorted((html / "_sources").rglob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, path)
+    for path in (html / "_static").rglob("*.map"):
+        path.unlink()
+
+
 def main() -> int:
     stage, html = BUILD / "stage", BUILD / "html"
     gather(ROOT, stage)
@@ -85,6 +100,7 @@ def main() -> int:
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         print("The book was not built: see the warnings above.", file=sys.stderr)
         return 1
+    slim(html)
     print(f"\nThe book is at {(html / 'index.html').as_uri()}\n`make serve` shows it on localhost.")
     return 0
 
