@@ -46,7 +46,7 @@ lint: $(STAMP)  ## check the style of code and notebooks
 	$(PY) -m ruff format --check .
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
-	MPLBACKEND=Agg $(PY) -m pytest
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist loadfile
 	$(PY) tools/test_notebooks.py
 
 book: data  ## execute the notebooks and build the web book (ERSM_SCALE=laptop unless set)
