@@ -562,8 +562,9 @@ def page(claims_: Sequence[Claim] = CLAIMS, **where: str) -> str:
 _PREFACE = """\
 Each claim of the three papers, in our words, with a criterion that was written and committed before the
 runs that it judges. This page is generated from the records when the book is built; a claim without a
-record says *not yet run*. Everything is CIFAR-10 at laptop scale, with networks trained from scratch in
-a few minutes: a claim that is not reproduced here may hold in its authors' setting.
+record says *not yet run*. Everything is at laptop scale, on CIFAR-10 or, where a criterion says so, on
+textured shapes, with networks trained from scratch in a few minutes: a claim that is not reproduced here
+may hold in its authors' setting.
 
 *Reproduced*, *partly* and *not reproduced* follow the criterion. *Open*: the interval decides nothing,
 or there are fewer than three seeds. Intervals are of 95 %, paired over seeds and test images, and not
