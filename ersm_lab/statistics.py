@@ -59,9 +59,9 @@ def difference(
     Raises:
         ValueError: no seed in common, or records without answers or of other images.
     """
-    right = {name: _answers(group) for name, group in {"method": method, "base": base}.items()}
-    kwargs = dict(confidence=confidence, resamples=resamples, seed=seed)
-    return paired(right["method"], right["base"], **kwargs)
+    return paired(
+        _answers(method), _answers(base), confidence=confidence, resamples=resamples, seed=seed
+    )
 
 
 def paired(
