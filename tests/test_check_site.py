@@ -89,6 +89,14 @@ def test_each_fault_is_seen(look, monkeypatch):
     assert [line for line in left if "wide" not in line] == []  # the wide text itself is named, too
 
 
+def test_what_fades_in_when_it_opens_is_seen_as_it_stays(look):
+    fading = (
+        "<style>details[open] p {animation: fade 60s} @keyframes fade {from {opacity: 0.1}}</style>"
+        "<details><summary>more</summary><p>text that fades in</p></details>"
+    )
+    assert look(TEXT + fading).problems == []
+
+
 @pytest.mark.parametrize(("title", "text"), [("", TEXT), ("<h1>A page</h1>", "<p>too short</p>")])
 def test_an_empty_page_is_seen(look, title, text):
     assert "the page is empty" in look(text, title=title).problems

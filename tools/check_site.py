@@ -264,6 +264,10 @@ def check_sliders(page: Page) -> tuple[int, list[str]]:
     return len(sliders), found
 
 
+# Or axe-core may see a colour on its way from light to dark, or in a cell that fades in as it opens.
+STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"
+
+
 def check_page(browser: Browser, address: str, name: str, pictures: Path | None = None) -> Seen:
     """Look at one page: on a desktop, in light and in dark, and on a phone.
 
@@ -293,10 +297,8 @@ def check_page(browser: Browser, address: str, name: str, pictures: Path | None 
         seen.pictures, found = page.evaluate(PICTURES)
         seen.problems += found + check_text(page)
         shoot("light")
-        page.add_style_tag(
-            content="*, ::before, ::after { transition: none !important }"
-        )  # or axe-core
-        page.emulate_media(color_scheme="dark")  # may see a colour on its way from light to dark
+        page.add_style_tag(content=STILL)
+        page.emulate_media(color_scheme="dark")
         shoot("dark")
         seen.problems += start(page)
         # From here on all that is folded is open.
