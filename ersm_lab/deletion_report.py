@@ -30,7 +30,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
-from ersm_lab import evaluation, judging, rankings, records
+from ersm_lab import evaluation, figures, judging, rankings, records
 from ersm_lab.data import ImageSet
 from ersm_lab.deletion import keep_masks
 from ersm_lab.deletion_insertion import CONVENTIONS, GAMES, Convention, blurred
@@ -60,7 +60,6 @@ NOT_RUN = "not yet run"
 CONSTANT = "constant"  # a map that is the same everywhere is no ranking
 OURS = "our test"
 MARGIN = 1.0  # points that another mask must cost, and that a mask of ones may cost
-SEEDS = 3  # fewer leave a claim open
 STANDARD_ERRORS = 2.0  # beyond so many, a ranking is told apart from lots
 FILLS = {"zero": "mean colour (0)", "blur": "blurred", "minimum": "least value"}
 SLIDER = tuple(k / 20 for k in range(20))  # shares of the tokens, 0 to 95 %
@@ -292,40 +291,6 @@ def own_best(groups: Groups, *, base: str) -> Table:
         "scored on the other, then the halves exchanged; percent and percentage points"
     )
     return Table(header=[*header, "seed by seed"], rows=rows, caption=caption)
-
-
-def claim_e(groups: Groups, *, masked: str, dense: str) -> tuple[str, str]:
-    """Outcome and figures of ERSM (e) by the criterion of `ledger`, which was written first.
-
-    Within the masked network, logit against magnitude; and the masked network by its logit against
-    the dense one by its magnitude. Both intervals above zero: reproduced; the first only: partly;
-    else not reproduced. Fewer than three seeds: open.
-    """
-    within = gap(groups, (masked, "logit"), (masked, "magnitude"))
-    across = gap(groups, (masked, "logit"), (dense, "magnitude"))
-    if within is None or across is None:
-        return NOT_RUN, ""
-    energy = gap(groups, (masked, "energy"), (masked, "magnitude"))
-    words = [
-        f"{masked}: logit minus magnitude {_figure(within)}",
-        f"minus {dense} by magnitude {_figure(across)}",
-        f"beside it the full energy minus magnitude {_figure(energy)}",
-    ]
-    seeds = min(len(within.seeds), len(across.seeds))
-    words.append(f"{seeds} seed{'s' if seeds != 1 else ''}")
-    if seeds < SEEDS:
-        return "open", "; ".join(words)
-    if within.low > 0:
-        return ("reproduced" if across.low > 0 else "partly"), "; ".join(words)
-    return "not reproduced", "; ".join(words)
-
-
-def verdicts(groups: Groups, masked: Sequence[str], *, dense: str) -> Table:
-    """ERSM (e) for several masked networks."""
-    rows = [[method, *claim_e(groups, masked=method, dense=dense)] for method in masked]
-    header = ["masked network", "(e) ranks better than magnitude", "why"]
-    caption = "Claim ERSM (e) by the criterion of the ledger; AUC of our test, percentage points"
-    return Table(header=header, rows=rows, caption=caption)
 
 
 # --- the published conventions ---------------------------------------------------------------------
@@ -655,7 +620,7 @@ def draw_maps(image: Tensor, maps: Mapping[str, Tensor], *, title: str) -> Figur
         shown = axis.imshow(late, vmin=0, vmax=100)
         axis.set_title(WORDS[name].replace(" after", "\nafter").replace(", ", ",\n"), fontsize=9)
     for axis in axes.flat:
-        _bare(axis)
+        figures.bare(axis)
     for axis in axes.flat[1 + len(maps) :]:
         axis.set_visible(False)
     figure.colorbar(shown, ax=axes, label="deleted before it [% of tokens]", shrink=0.85)
@@ -712,8 +677,8 @@ def token_slider(
                 picture = _with_tokens(data.images[n].cpu().numpy(), keep.cpu().numpy(), zoom)
                 bar = _bar(probabilities[number, n], int(data.labels[n]), data.classes, zoom)
                 cells.append(np.concatenate([picture, bar]))
-            rows.append(_beside(cells, axis=1))
-        frames.append(_beside(rows, axis=0))
+            rows.append(figures.beside(cells, axis=1, gap=GAP, grey=255))
+        frames.append(figures.beside(rows, axis=0, gap=GAP, grey=255))
         labels.append(f"{100 * fraction:.0f} % deleted")
     return frame_slider(
         frames,
@@ -802,7 +767,7 @@ def draw_fills(
                 words = f"{data.classes[said]} {100 * probability:.0f} %"
                 axes[row, column].set_title(f"{title}\n{words}" if row == 0 else words, fontsize=9)
     for axis in axes.flat:
-        _bare(axis)
+        figures.bare(axis)
     axes[0, 0].set_ylabel(f"{100 * fraction:.0f} % replaced")
     axes[1, 1].set_ylabel("all replaced")
     return figure
@@ -864,28 +829,10 @@ def _bar(probabilities: Tensor, label: int, classes: Sequence[str], zoom: int) -
     return np.asarray(strip)
 
 
-def _beside(parts: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
-    """Side by side (axis 1) or below each other (axis 0), with a white gap."""
-    joined: list[np.ndarray] = []
-    for number, part in enumerate(parts):
-        if number:
-            shape = list(part.shape)
-            shape[axis] = GAP
-            joined.append(np.full(shape, 255, np.uint8))
-        joined.append(part)
-    return np.concatenate(joined, axis)
-
-
 def _colours(x: Tensor, data: ImageSet) -> np.ndarray:
     """Normalised (B, 3, H, W) -> (B, H, W, 3), 0 to 1."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
     return (x.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-
-
-def _bare(axis: plt.Axes) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
 
 
 # --- the small print -------------------------------------------------------------------------------
@@ -1030,10 +977,6 @@ def _says(found: Difference | None) -> str:
 
 def _interval(found: Difference) -> str:
     return f"{_signed(found.low)} to {_signed(found.high)}"
-
-
-def _figure(found: Difference) -> str:
-    return f"{_signed(found.mean)} ({_interval(found)})"
 
 
 def _signed(value: float, digits: int = 2) -> str:

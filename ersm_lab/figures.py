@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,28 @@ MARKERS = "os^Dvp"
 def use_style() -> None:
     """Matplotlib in the book's look; call once at the top of a notebook."""
     plt.style.use(Path(__file__).with_name("ersm.mplstyle"))
+
+
+def bare(axis: plt.Axes) -> None:
+    """Take ticks, grid and frame from an axis that shows a picture."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+
+
+def beside(parts: Sequence[np.ndarray], *, axis: int, gap: int = 6, grey: int = 150) -> np.ndarray:
+    """Pictures in a row (axis 1) or a column (axis 0), with gaps between them.
+
+    Args:
+        parts: uint8 (H, W, 3), of one height for a row, of one width for a column.
+        axis: 0 or 1.
+        gap: width of a gap in pixels.
+        grey: of a gap, 0 to 255.
+    """
+    shape = list(parts[0].shape)
+    shape[axis] = gap
+    between = np.full(shape, grey, np.uint8)
+    return np.concatenate([piece for part in parts for piece in (between, part)][1:], axis)
 
 
 def shade(image: Tensor, mask: Tensor, *, strength: float = 0.78) -> np.ndarray:

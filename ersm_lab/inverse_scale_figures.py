@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ersm_lab import (
     evaluation,
+    figures,
     inverse_scale,
     ledger,
     rankings,
@@ -154,14 +155,8 @@ def draw_walks(walks: Mapping[str, Walk], image: Tensor) -> Figure:
     for number, (title, picture) in enumerate(pictures.items()):
         axes[number].imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
         axes[number].set_title(title, fontsize=9)
-        _bare(axes[number])
+        figures.bare(axes[number])
     return figure
-
-
-def _bare(axis: plt.Axes) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
 
 
 # --- the path --------------------------------------------------------------------------------------
@@ -193,9 +188,9 @@ def path_slider(
         energy = inverse_scale.retained_energy(x, y).mean().item()
         labels.append(f"sparsity {level:.2f}, {100 * energy:.0f} % of the energy")
         pictures = (y.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        top = _beside([_enlarge(picture, zoom) for picture in pictures], axis=1)
-        bottom = _beside([contours(picture, zoom) for picture in y], axis=1)
-        frames.append(_beside([top, bottom], axis=0))
+        top = figures.beside([_enlarge(picture, zoom) for picture in pictures], axis=1, gap=GAP)
+        bottom = figures.beside([contours(picture, zoom) for picture in y], axis=1, gap=GAP)
+        frames.append(figures.beside([top, bottom], axis=0, gap=GAP))
     return frame_slider(
         frames,
         labels=labels,
@@ -231,14 +226,6 @@ def contours(image: Tensor, zoom: int = 4) -> np.ndarray:
 
 def _enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
     return np.kron(image, np.ones((zoom, zoom, 1), np.uint8))
-
-
-def _beside(parts: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
-    """Side by side (axis 1) or below each other (axis 0), with a grey gap."""
-    shape = list(parts[0].shape)
-    shape[axis] = GAP
-    gap = np.full(shape, 150, np.uint8)
-    return np.concatenate([p for part in parts for p in (part, gap)][:-1], axis)
 
 
 # --- edges, beside the rivals ----------------------------------------------------------------------
@@ -279,7 +266,7 @@ def draw_rivals(images: Tensor, level: float) -> Figure:
             shown, ax=axes[2 * row + 1, :], label="gradient [1/pixel]", shrink=0.9, extend="max"
         )
     for axis in axes.flat:
-        _bare(axis)
+        figures.bare(axis)
     figure.suptitle(f"Sparsity {level:g} and its rivals", fontsize=11)
     return figure
 
@@ -359,7 +346,7 @@ def draw_graphs(images: Tensor, level: float) -> Figure:
             picture = drawn[row].clamp(0, 1).permute(1, 2, 0)
             axes[row, column].imshow(picture.numpy())
     for axis in axes.flat:
-        _bare(axis)
+        figures.bare(axis)
     figure.suptitle(f"Sparsity {level:g}", fontsize=11)
     return figure
 
@@ -614,7 +601,7 @@ def draw_conditions(
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("\n".join(_says(word, m, shown) for word, m in models.items()), fontsize=8)
     for axis in axes.flat:
-        _bare(axis)
+        figures.bare(axis)
     truth = image.classes[image.labels[0].item()]
     figure.suptitle(f"{truth}: what the networks say (✓ right, ✗ wrong)", fontsize=11)
     return figure
@@ -673,7 +660,7 @@ def draw_grad_cams(
             axis.set_xlabel(_says(word, model, version), fontsize=8)
         figure.colorbar(shown, ax=axes[row, :], label=f"Grad-CAM, {word}\n(logit)", shrink=0.85)
     for axis in axes.flat:
-        _bare(axis)
+        figures.bare(axis)
     truth = image.classes[image.labels[0].item()]
     figure.suptitle(f"Grad-CAM of “{truth}” at {layer}", fontsize=11)
     return figure

@@ -17,6 +17,7 @@ import numpy as np
 
 from ersm_lab import claims, judging, lambda_suite, records, statistics
 from ersm_lab.statistics import Difference
+from ersm_lab.tables import Table
 
 NOT_RUN = "not yet run"
 _OUTCOMES = {"holds": "reproduced", "fails": "not reproduced", "open": "open"}
@@ -534,6 +535,28 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
 )
+
+
+def table(*keys: str, dataset: str = "cifar10", scale: str = "laptop") -> Table:
+    """The findings of some claims, one line each, for the chapter that they belong to.
+
+    Args:
+        keys: of `CLAIMS`, such as "ERSM (d)".
+        dataset, scale: which records; a claim about textured shapes knows its own data sets.
+
+    Raises:
+        ValueError: an unknown key.
+    """
+    known = {claim.key: claim for claim in CLAIMS}
+    strange = [key for key in keys if key not in known]
+    if strange:
+        raise ValueError(f"no claim {strange[0]!r}: choose of {', '.join(known)}")
+    rows = [
+        [key, finding.outcome, finding.figure or "–"]
+        for key in keys
+        for finding in known[key].findings(dataset=dataset, scale=scale)
+    ]
+    return Table(header=["claim", "outcome", "what the records say"], rows=rows)
 
 
 def page(claims_: Sequence[Claim] = CLAIMS, **where: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ersm_lab import data, evaluation, experiments, records, runs
+from ersm_lab import data, evaluation, experiments, figures, records, runs
 from ersm_lab.checkpoints import save_atomically
 from ersm_lab.training import make_fabric, train
 
@@ -163,17 +163,5 @@ def beside(films: list[Film], epoch: int, *, zoom: int = 5) -> np.ndarray:
         for film in films:
             m = (255 * film.masks[epoch, number, 0]).round().byte().numpy()  # (h, w)
             cells.append(np.kron(m, np.ones((zoom, zoom), np.uint8))[..., None].repeat(3, 2))
-        rows.append(_join(cells, axis=1))
-    return _join(rows, axis=0)
-
-
-def _join(parts: list[np.ndarray], *, axis: int) -> np.ndarray:
-    """Side by side (axis 1) or below each other (axis 0), with a grey gap."""
-    joined = []
-    for number, part in enumerate(parts):
-        if number:
-            shape = list(part.shape)
-            shape[axis] = GAP
-            joined.append(np.full(shape, 150, np.uint8))
-        joined.append(part)
-    return np.concatenate(joined, axis)
+        rows.append(figures.beside(cells, gap=GAP, axis=1))
+    return figures.beside(rows, gap=GAP, axis=0)

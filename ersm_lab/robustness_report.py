@@ -647,9 +647,9 @@ def occluder_slider(
                 striped = (255 * figures.shade(image, mask)[::2, ::2]).round().astype(np.uint8)
                 zoom = len(striped) // len(image)
                 plain = image.numpy().repeat(zoom, 0).repeat(zoom, 1)
-                cells.append(_beside([plain, striped], axis=0))
-            columns.append(_beside(cells, axis=0))
-        frames.append(_beside(columns, axis=1))
+                cells.append(figures.beside([plain, striped], axis=0, gap=GAP, grey=255))
+            columns.append(figures.beside(cells, axis=0, gap=GAP, grey=255))
+        frames.append(figures.beside(columns, axis=1, gap=GAP, grey=255))
         what = f"square of {size} pixels" if size else "whole images"
         labels.append(f"{what}, kept {', '.join(f'{100 * k:.0f}' for k in kept)} %")
     return frame_slider(
@@ -748,7 +748,7 @@ def draw_resolutions(data: ImageSet, models: Mapping[str, nn.Module]) -> Figure:
         for row, axis in enumerate(axes[:, column]):
             axis.imshow(shown.images[row].cpu().numpy())
             words = [f"{n}: {data.classes[c[row]]}" for n, c in said.items()]
-            _bare(axis)
+            figures.bare(axis)
             axis.set_xlabel("\n".join(words), fontsize=8)
     return figure
 
@@ -860,26 +860,11 @@ def draw_attacked(
         words[-1] += f"; {flips}"
         for axis, picture, text in zip(axes[row], shown, words, strict=True):
             axis.imshow(picture)
-            _bare(axis)
+            figures.bare(axis)
             axis.set_xlabel(text, fontsize=8)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     return figure
-
-
-def _bare(axis: Axes) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-
-
-def _beside(parts: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
-    """Pictures uint8 (H, W, 3) in a row (axis 1) or a column (axis 0), with white gaps."""
-    shape = list(parts[0].shape)
-    shape[axis] = GAP
-    white = np.full(shape, 255, np.uint8)
-    joined = [piece for part in parts for piece in (white, part)][1:]
-    return np.concatenate(joined, axis)
 
 
 # --- does the mask avoid the occluder? -------------------------------------------------------------

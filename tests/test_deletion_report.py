@@ -251,39 +251,6 @@ def test_own_best_compares_each_network_under_its_own(groups):
 # --- claim (e) -------------------------------------------------------------------------------------
 
 
-def judged(within, across):
-    """Three seeds; logit minus magnitude of a masked network, and minus that of a dense one."""
-    levels = {"magnitude": 0.7, "logit": 0.7 + within, "energy": 0.5, "random": 0.6}
-    dense = {"magnitude": 0.7 + within - across, "random": 0.5}
-    groups = {
-        "m": [made("m", seed, images=200, levels=levels) for seed in range(3)],
-        "d": [made("d", seed, images=200, levels=dense) for seed in range(3)],
-    }
-    return groups, report.claim_e(groups, masked="m", dense="d")
-
-
-@pytest.mark.parametrize(
-    ("within", "across", "outcome"),
-    [
-        (0.15, 0.15, "reproduced"),
-        (0.15, -0.10, "partly"),
-        (-0.15, 0.15, "not reproduced"),
-        (-0.10, -0.10, "not reproduced"),
-    ],
-)
-def test_claim_e_by_its_criterion(within, across, outcome):
-    groups, (found, figure) = judged(within, across)
-    assert found == outcome
-    assert f"logit minus magnitude {100 * within:+.2f}" in figure
-    assert f"minus d by magnitude {100 * across:+.2f}" in figure
-    assert "full energy minus magnitude -20.00" in figure and "3 seeds" in figure
-    fewer = {name: group[:2] for name, group in groups.items()}
-    assert report.claim_e(fewer, masked="m", dense="d")[0] == "open"
-    assert report.claim_e(groups | {"d": []}, masked="m", dense="d") == ("not yet run", "")
-    table = report.verdicts(groups, ["m", "absent"], dense="d")
-    assert [row[1] for row in table.rows] == [outcome, "not yet run"]
-
-
 # --- conventions -----------------------------------------------------------------------------------
 
 

@@ -205,3 +205,17 @@ def test_what_a_claim_asks_for_is_planned_and_every_condition_is_made(monkeypatc
     names = set(sparse.conditions(sparse.SUITES["laptop"]))
     for group in sparse.averages(sparse.SUITES["laptop"]).values():
         assert set(group) <= names
+
+
+def test_a_chapter_shows_the_findings_of_its_claims(monkeypatch):
+    found = {
+        f"{m}.occlusion": [occlusion(0.8, s) for s in range(3)] for m in ("ersm-cutout", "cutout")
+    }
+    home(monkeypatch, found)
+    table = ledger.table("ERSM (c)", "ERSM (f)")
+    assert [row[:2] for row in table.rows] == [
+        ["ERSM (c)", "not reproduced"],
+        ["ERSM (f)", ledger.NOT_RUN],
+    ]
+    with pytest.raises(ValueError, match=r"no claim 'ERSM \(z\)': choose of ERSM \(a\)"):
+        ledger.table("ERSM (z)")
