@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -99,12 +100,20 @@ def networks(settings: CostSettings, *, seed: int = 0) -> dict[str, dict[str, nn
             attach_sparse_coding(model, layer)
         return model
 
+    def half_zero(model: CifarNet) -> CifarNet:
+        weights = [(m, "weight") for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        prune.global_unstructured(weights, prune.L1Unstructured, amount=0.5)
+        for module, name in weights:
+            prune.remove(module, name)
+        return model
+
     families: dict[str, dict[str, nn.Module]] = {
         "ablation": {
             "dense": small(),
             "energy mask after group1": attach_energy_mask(small(), "group1", preset="stable"),
             "sdnet": attach_sparse_coding(small()),
             "sdnet-all": everywhere(small()),
+            "dense, half of the weights zero": half_zero(small()),
         }
     }
     if settings.resnet_batch:
@@ -368,12 +377,17 @@ def drawn(part: Mapping, device: Mapping) -> Table:
         ]
         for name, n in part["networks"].items()
     ]
+    return Table(header=HEADER, rows=rows, caption=measured_on(part, device))
+
+
+def measured_on(part: Mapping, device: Mapping) -> str:
+    """Machine and circumstances of one family, as a caption."""
     plural = "s" if device["threads"] != 1 else ""
     threads = f", {device['threads']} thread{plural}" if device["type"] == "cpu" else ""
-    caption = (
+    words = (
         f"Batches of {part['batch']} on {device['name']}{threads}, training in {device['precision']}; "
         f"medians of {part['rounds']} rounds, all networks in turn"
     )
     if device.get("load") is not None:
-        caption += f"; load average {device['load']:.1f} on {device['cores']} cores as it began"
-    return Table(header=HEADER, rows=rows, caption=caption)
+        words += f"; load average {device['load']:.1f} on {device['cores']} cores as it began"
+    return words

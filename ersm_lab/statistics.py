@@ -60,7 +60,7 @@ def difference(
         ValueError: no seed in common, or records without answers or of other images.
     """
     return paired(
-        _answers(method), _answers(base), confidence=confidence, resamples=resamples, seed=seed
+        answers(method), answers(base), confidence=confidence, resamples=resamples, seed=seed
     )
 
 
@@ -118,7 +118,7 @@ def of(method: str, *, dataset: str, scale: str) -> list[dict]:
     return records.read_all(scale=scale, dataset=dataset, method=method)
 
 
-def _answers(group: Sequence[dict]) -> dict[int, np.ndarray]:
+def answers(group: Sequence[dict]) -> dict[int, np.ndarray]:
     """Which test images each seed's network classified rightly, (N,) bools by seed."""
     answers = {}
     for record in group:

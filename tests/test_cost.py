@@ -67,8 +67,16 @@ def measured():
 def test_the_small_networks_are_measured_side_by_side(measured):
     assert list(measured) == ["ablation"]
     found = measured["ablation"]["networks"]
-    assert list(found) == ["dense", "energy mask after group1", "sdnet", "sdnet-all"]
-    dense, masked, first, every = found.values()
+    assert list(found) == [
+        "dense",
+        "energy mask after group1",
+        "sdnet",
+        "sdnet-all",
+        "dense, half of the weights zero",
+    ]
+    dense, masked, first, every, pruned = found.values()
+    for name in ("parameters", "multiply_adds"):  # zeros are stored and multiplied all the same
+        assert pruned[name] == dense[name]
     assert dense["parameters"] == first["parameters"] == every["parameters"] < masked["parameters"]
     assert dense["multiply_adds"] < first["multiply_adds"] < every["multiply_adds"]
     assert dense["train_ratio"] == dense["inference_ratio"] == 1
