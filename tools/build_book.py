@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from bound_numbers import check
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from ersm_lab.data import default_dataset
@@ -68,6 +69,16 @@ def gather(root: Path, stage: Path) -> None:
         )
 
 
+def differing(root: Path, stage: Path) -> list[str]:
+    """The numbers in the prose that differ from the outputs they are bound to (bound_numbers.py).
+
+    All are compared with the stored outputs. With those that were executed for this book, only
+    numbers that are drawn from records: what is computed in the page depends on the scale, on the
+    images and on the machine.
+    """
+    return check(root) + [f"as executed now: {line}" for line in check(stage, live=False)]
+
+
 def announce(config: Path, text: str) -> None:
     """Put a line at the top of every page, by way of the stage's _config.yml."""
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -92,6 +103,10 @@ def slim(html: Path) -> None:
 def main() -> int:
     stage, html = BUILD / "stage", BUILD / "html"
     gather(ROOT, stage)
+    if differences := differing(ROOT, stage):
+        print(*differences, sep="\n", file=sys.stderr)
+        print("`tools/bound_numbers.py --write` writes what the outputs say.", file=sys.stderr)
+        return 1
     if default_dataset() == "shapes":
         announce(stage / "_config.yml", STAND_IN)
     shutil.rmtree(html, ignore_errors=True)  # no page of an earlier build may be left
