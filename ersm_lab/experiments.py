@@ -11,17 +11,30 @@ import difflib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
 from ersm_core import EnergyMask
-from ersm_lab import backbones, baselines, controls, data, protocol_runs, records, runs
+from ersm_lab import (
+    backbones,
+    baselines,
+    controls,
+    data,
+    protocol_runs,
+    pruning,
+    records,
+    runs,
+    variants,
+)
 from ersm_lab.baselines import BaselineConfig, Coding, Smoothing
 from ersm_lab.data import Augment
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.protocols import PUBLISHED_TRAINING
+from ersm_lab.pruning import PruningConfig
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
 from ersm_lab.training import TrainSettings
+from ersm_lab.variants import VariantConfig
 
 __all__ = [
     "Experiment",
@@ -167,6 +180,16 @@ BASELINES: dict[str, dict] = {
     "sdnet-all": dict(coding=Coding(layers=None), seeds=1),
 }
 
+# Something else than zero in a dropped token's place (chapter 9), on the ablation's network.
+VARIANTS: dict[str, dict] = {
+    f"ersm-{kind}{suffix}": dict(dropped=kind, augment=augment)
+    for suffix, augment in (("-cutout", Augment(cutout=12)), ("", Augment()))
+    for kind in variants.KINDS
+}
+
+# Half of the dense network's weights pruned by their magnitude, when ERSM's mask would be switched on.
+PRUNED: dict[str, dict] = {"pruned": dict(sparsity=0.5)}
+
 
 def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     """Every experiment of a scale on one data set, in the order in which they are wanted.
@@ -210,31 +233,66 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
         for method, row in BASELINES.items()
         for seed in range(min(row.get("seeds", 3), SEEDS[scale]))
     ]
+    varied = [
+        _experiment(
+            method,
+            dataset,
+            scale,
+            seed,
+            VariantConfig(
+                mask=_mask(),
+                dropped=row["dropped"],
+                **_ablation_parts(scale, train, row["augment"]),
+            ),
+        )
+        for method, row in VARIANTS.items()
+        for seed in range(SEEDS[scale])
+    ]
+    pruned = [
+        _experiment(
+            method,
+            dataset,
+            scale,
+            seed,
+            PruningConfig(sparsity=row["sparsity"], **_ablation_parts(scale, train)),
+        )
+        for method, row in PRUNED.items()
+        for seed in range(SEEDS[scale])
+    ]
     published = [
         _published(method, dataset, scale, seed)
         for seed in range(SEEDS[scale])  # one backbone after the other
         for method in PUBLISHED
     ]
-    return trained + compared + published
+    return trained + compared + varied + pruned + published
 
 
-def _baseline(method: str, dataset: str, scale: str, seed: int, train: TrainSettings) -> Experiment:
-    parts = {name: BASELINES[method].get(name) for name in ("smoothing", "coding")}
+def _ablation_parts(scale: str, train: TrainSettings, augment: Augment | None = None) -> dict:
+    """What every network of the ablation has in common, as settings of its config."""
+    return dict(
+        backbone=ABLATION_BACKBONE[scale],
+        train=replace(train, augment=augment) if augment else train,
+        train_images=IMAGES[scale],
+        test_images=IMAGES[scale],
+    )
+
+
+def _experiment(method: str, dataset: str, scale: str, seed: int, config) -> Experiment:
     return Experiment(
         method=method,
         dataset=dataset,
         scale=scale,
         seed=seed,
-        config=BaselineConfig(
-            backbone=ABLATION_BACKBONE[scale],
-            train=train,
-            train_images=IMAGES[scale],
-            test_images=IMAGES[scale],
-            **parts,
-        ),
+        config=config,
         tolerance={"test_accuracy": TOLERANCE[scale]},
         checkpoint=True,
     )
+
+
+def _baseline(method: str, dataset: str, scale: str, seed: int, train: TrainSettings) -> Experiment:
+    parts = {name: BASELINES[method].get(name) for name in ("smoothing", "coding")}
+    config = BaselineConfig(**_ablation_parts(scale, train), **parts)
+    return _experiment(method, dataset, scale, seed, config)
 
 
 def _published(method: str, dataset: str, scale: str, seed: int) -> Experiment:
@@ -264,19 +322,28 @@ def run(
     root: Path | None = None,
     progress: bool = True,
 ) -> dict:
-    """Run an experiment of any kind and write its record; see `runs.run`, `baselines.run`,
-    `protocol_runs.run`.
+    """Run an experiment of any kind and write its record; see `run` of `runs`, `baselines`,
+    `variants`, `pruning` and `protocol_runs`.
 
     The network that the published protocol freezes is loaded if there is one, else trained first. Runs
     of the published protocol that are given the same `maps` compute those of a backbone once.
     """
-    if isinstance(experiment.config, BaselineConfig):
-        return baselines.run(experiment, root=root, progress=progress)
     if not isinstance(experiment.config, PublishedConfig):
-        return runs.run(experiment, root=root, progress=progress)
+        return _home(experiment).run(experiment, root=root, progress=progress)
     backbone = _backbone_of(experiment, progress)
     where = {"maps": maps, "root": root, "progress": progress}
     return protocol_runs.run(experiment, backbone=backbone, **where)
+
+
+def _home(experiment: Experiment) -> ModuleType:
+    """The module that trains, and restores, networks of this kind of config."""
+    homes = {
+        RunConfig: runs,
+        BaselineConfig: baselines,
+        VariantConfig: variants,
+        PruningConfig: pruning,
+    }
+    return homes[type(experiment.config)]
 
 
 def _backbone_of(experiment: Experiment, progress: bool) -> protocol_runs.Backbone:
@@ -402,10 +469,8 @@ def restore(
     experiment: Experiment, record: dict, *, root: Path | None = None, progress: bool = True
 ) -> nn.Module:
     """The trained network of a record of any kind, in evaluation mode; raises as `runs.restore`."""
-    if isinstance(experiment.config, BaselineConfig):
-        return baselines.restore(experiment, record, root=root)
     if not isinstance(experiment.config, PublishedConfig):
-        return runs.restore(experiment, record, root=root)
+        return _home(experiment).restore(experiment, record, root=root)
     backbone = _backbone_of(experiment, progress)
     return protocol_runs.restore(experiment, record, backbone=backbone, root=root)
 

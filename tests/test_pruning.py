@@ -1,0 +1,225 @@
+"""Gradual magnitude pruning: its law, what becomes zero, and the records of pruned networks."""
+
+import functools
+import json
+
+import pytest
+import torch
+
+from ersm_lab import data, evaluation, pruning, records, runs
+from ersm_lab.backbones import CifarNet, CifarNetSettings
+from ersm_lab.pruning import PruningConfig, prunable, prune_to, sparsity_at
+from ersm_lab.runs import Experiment, RunConfig
+from ersm_lab.training import TrainSettings, make_fabric
+
+NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
+SHORT = TrainSettings(epochs=2, batch_size=16, learning_rate=0.1, precision="32-true")
+PLACE = dict(backbone=NET, train=SHORT, train_images=70, test_images=50)  # 2 x 4 steps
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """Runs take place on the CPU, also where there is a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "make_fabric", functools.partial(make_fabric, device="cpu"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def record(home):
+    """The record of one tiny run."""
+    return pruning.run(tiny(), root=home, progress=False)
+
+
+def tiny(**changes):
+    """A small experiment that prunes from the fourth step to the seventh of eight."""
+    settings = PLACE | dict(start=0.375, ramp=0.375) | changes
+    config = PruningConfig(**settings)
+    return Experiment(method="pruned", dataset="shapes", scale="smoke", seed=0, config=config)
+
+
+def dense():
+    return Experiment(
+        method="dense", dataset="shapes", scale="smoke", seed=0, config=RunConfig(**PLACE)
+    )
+
+
+def built(**changes):
+    return pruning.build(tiny(**changes), classes=10)
+
+
+def zeros(model):
+    """How many weights are zero, and of how many, in the layers that are pruned."""
+    weights = [layer.weight.detach().flatten() for layer in prunable(model).values()]
+    weights = torch.cat(weights)
+    return int((weights == 0).sum()), len(weights)
+
+
+# --- the law ---------------------------------------------------------------------------------------
+
+
+def test_sparsity_rises_by_the_cubic_law_between_its_ends():
+    config = PruningConfig(**PLACE, sparsity=0.8, start=0.5, ramp=0.2)
+    assert sparsity_at(0.0, config) == sparsity_at(0.499, config) == sparsity_at(0.5, config) == 0
+    assert sparsity_at(0.6, config) == pytest.approx(0.8 * 7 / 8)  # half way, 1 - 1/8
+    assert sparsity_at(0.55, config) == pytest.approx(0.8 * (1 - 27 / 64))
+    assert sparsity_at(0.7, config) == sparsity_at(1.0, config) == 0.8
+
+
+def test_without_a_ramp_all_is_pruned_at_once():
+    config = PruningConfig(**PLACE, start=0.5, ramp=0.0)
+    assert sparsity_at(0.49, config) == 0 and sparsity_at(0.5, config) == 0.5
+
+
+def test_steps_are_those_that_training_takes(record):
+    assert tiny().config.steps == record["curve"][-1]["steps"] == 8
+    whole = PruningConfig(backbone=NET, train=TrainSettings(epochs=10, batch_size=512))
+    images = pruning.TRAINING_IMAGES
+    assert whole.steps == 10 * (images // 512)
+    assert images == data.SHAPES_SIZE["train"] == 50_000 - data.VALIDATION  # shapes, CIFAR
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": 1.0}, "share of the weights below 1, got 1.0"),
+        ({"sparsity": -0.1}, "share of the weights below 1"),
+        ({"start": 0.9, "ramp": 0.1}, r"start \+ ramp < 1, got 0.9 and 0.1"),
+        ({"start": -0.1}, "choose them >= 0"),
+        ({"ramp": float("nan")}, "choose them >= 0"),
+        ({"train": TrainSettings(epochs=1, ema_decay=0.9)}, "set ema_decay=0"),
+    ],
+)
+def test_bad_settings_are_an_error_that_says_what_to_do(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(**(PLACE | settings))
+
+
+# --- what becomes zero -----------------------------------------------------------------------------
+
+
+def test_convolutions_and_head_are_pruned_and_nothing_else():
+    model = built()
+    assert list(prunable(model)) == ["group1.0", "group2.0", "head"]
+    masked = {name for name in model.state_dict() if name.endswith("_mask")}
+    assert masked == {"group1.0.weight_mask", "group2.0.weight_mask", "head.weight_mask"}
+
+
+def test_the_smallest_weights_of_all_layers_go_first_and_stay_away():
+    model = built()
+    layers = list(prunable(model).values())
+    for layer, factor in zip(layers, (1.0, 2.0, 3.0), strict=True):
+        layer.weight_orig.data.normal_().mul_(factor)
+    whole = torch.cat([layer.weight_orig.detach().abs().flatten() for layer in layers])
+    prune_to(model, 0.3)
+    kept = torch.cat([layer.weight_mask.flatten() for layer in layers]).bool()
+    assert int((~kept).sum()) == round(0.3 * len(kept))
+    assert whole[~kept].max() < whole[kept].min()
+    shares = [layer.weight_mask.mean().item() for layer in layers]
+    assert shares[0] < shares[1] < shares[2]
+    for layer in layers:
+        layer.weight_orig.data[layer.weight_mask == 0] = 100.0  # large, but gone
+    prune_to(model, 0.6)
+    later = torch.cat([layer.weight_mask.flatten() for layer in layers]).bool()
+    assert int((~later).sum()) == round(0.6 * len(kept)) and not (later & ~kept).any()
+    prune_to(model, 0.1)  # nothing comes back
+    assert torch.equal(torch.cat([layer.weight_mask.flatten() for layer in layers]).bool(), later)
+
+
+def test_training_prunes_by_the_law_and_evaluation_does_not_count():
+    model, config, x = built(), tiny().config, torch.randn(4, 3, 32, 32)
+    for layer in prunable(model).values():
+        layer.weight_orig.data.normal_()  # its start has zeros of its own
+    for step in range(config.steps):
+        with evaluation.evaluating(model):
+            model(x)
+        assert int(model.pruning_step) == step
+        model.train()
+        model(x)
+        found, count = zeros(model)
+        assert found == round(sparsity_at(step / config.steps, config) * count)
+    assert found == round(0.5 * count)
+
+
+def test_a_pruned_weight_has_no_gradient():
+    model = built().train()
+    prune_to(model, 0.5)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    for layer in prunable(model).values():
+        assert not layer.weight_orig.grad[layer.weight_mask == 0].any()
+        assert layer.weight_orig.grad[layer.weight_mask == 1].any()
+
+
+def test_before_it_is_pruned_the_network_is_the_dense_one_bit_for_bit():
+    test = data.load("shapes", "test", limit=50)
+    own, other = built(), runs.build(dense(), classes=10)
+    assert torch.equal(evaluation.predict(own, test), evaluation.predict(other, test))
+    trained = {name.removesuffix("_orig"): p for name, p in own.named_parameters()}
+    assert trained.keys() == dict(other.named_parameters()).keys()
+
+
+def test_a_plain_network_has_the_zeros_and_the_same_answers():
+    model = built()
+    for layer in prunable(model).values():
+        layer.weight_orig.data.normal_()
+    prune_to(model, 0.5)
+    state = runs.halve(model)
+    plain = CifarNet(NET, classes=10)
+    plain.load_state_dict(pruning.plain_state(state))
+    found, count = zeros(plain)
+    assert abs(found - 0.5 * count) <= 1
+    test = data.load("shapes", "test", limit=50)
+    assert torch.equal(evaluation.predict(model, test), evaluation.predict(plain, test))
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
+    assert records.read(tiny().name, root=home) == json.loads(json.dumps(record))
+    names = {path.rpartition("/")[2] for path in record["sources"]}
+    assert names == {"pruning.py", "shapes.py", *(f"{name}.py" for name in runs.SOURCES)}
+    model = pruning.restore(tiny(), record, root=home)
+    assert type(model) is CifarNet and not model._forward_pre_hooks
+    assert not any(module.training or module._forward_pre_hooks for module in model.modules())
+    found, count = zeros(model)
+    assert abs(found - tiny().config.sparsity * count) <= 1
+    metrics = evaluation.evaluate(model, data.load("shapes", "test", limit=50))
+    assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
+
+
+def test_until_pruning_starts_training_is_that_of_the_dense_network(tmp_path):
+    other = runs.run(dense(), root=tmp_path, progress=False)
+    late = pruning.run(tiny(start=0.5, ramp=0.25), root=tmp_path, progress=False)
+    assert late["curve"][0]["loss"] == other["curve"][0]["loss"]
+    assert late["curve"][1]["loss"] != other["curve"][1]["loss"]
+    never = pruning.run(tiny(sparsity=0.0), root=tmp_path, progress=False)
+    assert never["metrics"] == other["metrics"] and never["answers"] == other["answers"]
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
+    with monkeypatch.context() as patch:
+        seen = []
+
+        def die(model, validation):
+            seen.append(model)
+            if len(seen) == 2:
+                raise Killed
+            return {"val_accuracy": 0.125}
+
+        patch.setattr(evaluation, "progress", die)
+        with pytest.raises(Killed):
+            pruning.run(tiny(), root=tmp_path, progress=False)
+    again = pruning.run(tiny(), root=tmp_path, progress=False)
+    assert again["curve"][0]["val_accuracy"] == 0.125  # from before the kill
+    assert again["metrics"] == record["metrics"]
+    assert again["checkpoint"] == record["checkpoint"]
