@@ -17,7 +17,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test book serve bench reproduce notebooks colab clean
+.PHONY: help setup data lint test verify book serve bench reproduce notebooks colab clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ lint: $(STAMP)  ## check the style of code and notebooks
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist loadfile
 	$(PY) tools/test_notebooks.py
+
+verify: $(STAMP)  ## run one small record of each kind of method again, and compare
+	$(PY) -m ersm_lab verify
 
 book: data  ## execute the notebooks and build the web book (ERSM_SCALE=laptop unless set)
 	$(PY) tools/execute_notebooks.py

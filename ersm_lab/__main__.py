@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import records
+from . import records, verifying
 
 KEY_METRIC = "test_accuracy"
 
@@ -116,23 +115,26 @@ def compare(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Re-runs records in a home of their own and judges them by their own tolerance."""
-    names = options.names or _one_smoke_record_per_method()
-    if not names:
-        raise records.RecordNotFound("no smoke records to verify: make some with run --scale smoke")
-    verdicts = {name: _verify(name) for name in names}
-    print(
-        "\n"
-        + "\n".join(
-            f"{name}: {verdict or 'agrees within its tolerance'}"
-            for name, verdict in verdicts.items()
-        )
-    )
-    return 1 if any(verdicts.values()) else 0
+    if not options.names:
+        from . import plan
+
+        options.names = [f"smoke/shapes/{method}/seed0" for method in plan.VERIFIED]
+    verdicts = []
+    for verdict in verifying.verify_all(options.names, jobs=options.jobs):
+        if verdict.differences:
+            print(f"{verdict.name}: recorded (a), run again (b)")
+            print("\n".join([_differences(verdict.differences), *verdict.notes, ""]), flush=True)
+        verdicts.append(verdict)
+    for verdict in verdicts:
+        print(f"{verdict.name}: {verdict.wrong or 'agrees within its tolerance'}")
+    return 1 if any(verdict.wrong for verdict in verdicts) else 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """Markdown page of all records."""
-    return _publish(status_page(records.read_all()), options.write)
+    """Markdown page: the verdicts on the claims, the minutes of the notebooks, all records."""
+    from . import ledger
+
+    return _publish(status_page(records.read_all(), ledger.CLAIMS), options.write)
 
 
 def claims(options: argparse.Namespace) -> int:
@@ -198,15 +200,18 @@ def export_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def status_page(found: Sequence[dict[str, Any]]) -> str:
-    """The status page in MyST Markdown: every group over its seeds, then every record."""
+def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) -> str:
+    """The status page in MyST Markdown: verdicts, minutes, every group over its seeds, every record.
+
+    Args:
+        found: the records.
+        claims_: of the ledger.
+    """
     parts = [
         "# Status of the records",
         "This page is generated from the records when the book is built. A record is *current* "
         "when the code it ran hashes the same today, *stale* when that code has changed since.",
     ]
-    if not found:
-        return "\n\n".join([*parts, "There are no records yet."]) + "\n"
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in found:
         groups.setdefault(records.group(record), []).append(record)
@@ -214,7 +219,25 @@ def status_page(found: Sequence[dict[str, Any]]) -> str:
     parts.append(
         f"Records: {len(found)}, in {len(groups)} groups; current: {len(found) - stale}, "
         f"stale: {stale}."
+        if found
+        else "There are no records yet."
     )
+    if claims_:
+        parts += [
+            "## The claims",
+            "What the records say of each claim of the three papers; the [ledger](claims.md) says why.",
+            _verdicts(claims_),
+        ]
+    timed = [record for record in found if record["method"].startswith("notebooks-")]
+    if timed:
+        parts += [
+            "## Minutes of the notebooks",
+            "Measured by the clock, the start of the kernel included. Networks that are recorded are "
+            "loaded, not trained.",
+            _minutes(timed),
+        ]
+    if not found:
+        return "\n\n".join(parts) + "\n"
     header = ("scale", "data", "experiment", "seeds", "test accuracy", "training seconds")
     rows = [(*_place(name), len(seeds), *_over_seeds(seeds)) for name, seeds in groups.items()]
     parts += [
@@ -293,51 +316,6 @@ def _why(name: str, force: bool) -> str:
     return "its settings have changed" if records.is_current(record) else "its sources have changed"
 
 
-def _one_smoke_record_per_method() -> list[str]:
-    chosen: dict[str, str] = {}
-    found = records.read_all(scale="smoke")
-    for record in sorted(found, key=lambda r: r["dataset"] != "shapes"):  # shapes need no download
-        chosen.setdefault(record["method"], record["name"])
-    return list(chosen.values())
-
-
-def _verify(name: str) -> str:
-    """Re-runs one record; returns what is wrong, or nothing."""
-    try:
-        recorded = records.read(name)
-        if not recorded["tolerance"]:
-            return "states no tolerance, so there is nothing to verify"
-        print(f"{name}: running again", flush=True)
-        with tempfile.TemporaryDirectory(prefix="ersm-verify-") as folder:
-            again = _again(recorded, Path(folder))
-    except Exception as error:  # a record that cannot be run again is not verified
-        if not isinstance(error, LookupError | ValueError | OSError):
-            traceback.print_exc()
-        return f"could not be run again: {type(error).__name__}: {_message(error)}"
-    differences = records.compare(recorded, again)
-    print(_differences(differences))
-    for what in ("device", "packages"):
-        then, now = recorded[what], again[what]
-        changed = [f"{k} {then.get(k)} -> {now.get(k)}" for k in then if then.get(k) != now.get(k)]
-        if changed:
-            print(f"recorded on another {what}: {', '.join(changed)}")
-    off = [difference.name for difference in differences if difference.within is False]
-    return f"does not agree in {', '.join(off)}" if off else ""
-
-
-def _again(recorded: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Runs the experiment of a record again, or asks its network again, in a home of its own."""
-    from . import experiments
-
-    if "judged" not in recorded["config"]:
-        return experiments.run(experiments.find(recorded["name"]), root=folder, progress=True)
-    from . import judging
-
-    suite = recorded["method"].rpartition(".")[2]
-    network = experiments.find(recorded["config"]["judged"])
-    return judging.judge(network, suite, root=folder, networks=records.home(), progress=True)
-
-
 def _differences(differences: Iterable[records.Difference]) -> str:
     rows = [
         (
@@ -351,6 +329,33 @@ def _differences(differences: Iterable[records.Difference]) -> str:
         for d in differences
     ]
     return _table(("metric", "a", "b", "b - a", "tolerance", "within"), rows)
+
+
+def _verdicts(claims_: Sequence[Any]) -> str:
+    from . import ledger
+
+    rows = []
+    for claim in claims_:
+        outcomes = dict.fromkeys(finding.outcome for finding in claim.findings())
+        link = f"[{claim.key}](#{ledger.anchor(claim)})"
+        rows.append((link, claim.text, ", ".join(outcomes)))
+    return _table(("claim", "in our words", "outcome"), rows)
+
+
+def _minutes(timed: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            stem,
+            f"{took['seconds'] / 60:.1f}",
+            took["threads"],
+            *_place(records.group(r))[:2],
+            device,
+        )
+        for r in timed
+        for device in (f"{r['device']['name']} ({r['device']['type']})",)
+        for stem, took in r["metrics"].items()
+    ]
+    return _table(("notebook", "minutes", "threads", "scale", "data", "device"), rows)
 
 
 def _over_seeds(seeds: Sequence[dict[str, Any]]) -> tuple[str, str]:
@@ -456,9 +461,12 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("a", metavar="NAME")
     comparing.add_argument("b", metavar="NAME")
 
-    verifying = verb(verify)
-    verifying.add_argument(
-        "names", nargs="*", metavar="NAME", help="default: one smoke record of each method"
+    verifying_ = verb(verify)
+    verifying_.add_argument(
+        "names", nargs="*", metavar="NAME", help="default: one smoke record of each kind of method"
+    )
+    verifying_.add_argument(
+        "--jobs", type=int, metavar="N", help="records at the same time; default: one a core"
     )
 
     for page in (status, claims, scale):

@@ -563,17 +563,18 @@ def page(claims_: Sequence[Claim] = CLAIMS, **where: str) -> str:
     """The ledger as a MyST page: every claim with its criterion, findings and verdict."""
     parts = ["# The ledger of claims", _PREFACE]
     rows = ["| claim | outcome |", "|---|---|"]
-    for claim in claims_:
-        outcomes = dict.fromkeys(f.outcome for f in claim.findings(**where))
-        rows.append(f"| [{claim.key}](#{_anchor(claim)}): {claim.text} | {', '.join(outcomes)} |")
+    found = [(claim, claim.findings(**where)) for claim in claims_]
+    for claim, findings in found:
+        outcomes = dict.fromkeys(f.outcome for f in findings)
+        rows.append(f"| [{claim.key}](#{anchor(claim)}): {claim.text} | {', '.join(outcomes)} |")
     parts.append("\n".join(rows))
-    for claim in claims_:
+    for claim, findings in found:
         lines = [
-            f"({_anchor(claim)})=\n## {claim.key}: {claim.text}",
+            f"({anchor(claim)})=\n## {claim.key}: {claim.text}",
             f"From {{cite:t}}`{claim.paper}`.",
             f"**Criterion.** {claim.criterion}",
         ]
-        for finding in claim.findings(**where):
+        for finding in findings:
             figure = f" {finding.figure}." if finding.figure else ""
             names = ", ".join(f"`{name}`" for name in finding.methods)
             source = f" Records: {names}." if names else ""
@@ -594,5 +595,6 @@ or there are fewer than three seeds. Intervals are of 95 %, paired over seeds an
 corrected for the number of claims. The [status page](status.md) lists the records."""
 
 
-def _anchor(claim: Claim) -> str:
+def anchor(claim: Claim) -> str:
+    """The name of a claim's section on the ledger's page."""
     return "claim-" + "-".join(re.findall("[a-z0-9]+", claim.key.lower()))

@@ -30,11 +30,29 @@ CARDS: dict[str, tuple[str, ...]] = {
     "low-pass": (*_ACCURACY, "smoothing"),
     "sdnet": (*_ACCURACY, "lambda"),
     "sdnet-all": ("lambda",),
-}
+    "pruned": _ACCURACY,
+} | {method: ("occlusion",) for method in experiments.VARIANTS}
 # Where the true objects are known: data set, its suite, whose networks.
 ON_SHAPES = (
     ("shapes", "objects", ("ablation-dense", "ablation-ersm")),
     ("shapes-spurious", "spurious", ("ablation-dense", "ablation-ersm")),
+)
+
+# One row of each kind of method, of which `python -m ersm_lab verify`, and with it CI, runs the smoke
+# record again. The other rows differ from one of these in settings only ("ablation-dense" and
+# "ablation-ersm" not even in these, at smoke scale), and all of them would take minutes.
+VERIFIED = (
+    "dense",
+    "ersm",
+    "random-half",
+    "cutout",
+    "isvs-fixed",
+    "isvs-iterative",
+    "low-pass",
+    "sdnet",
+    "ersm-token",
+    "pruned",
+    "published-as-released",
 )
 
 

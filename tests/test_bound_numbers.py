@@ -126,6 +126,9 @@ def test_a_book_is_not_built_with_a_number_that_its_record_no_longer_has(tmp_pat
     path.write_text(path.read_text().replace("<td>5</td><td>6</td>", "<td>7</td><td>8</td>"))
     (found,) = differing(root, stage)
     assert found.startswith("as executed now: 01_one") and "the table says 7" in found
+    path.write_text(path.read_text().replace("<td>dense</td>", "<td>not yet run</td>"))
+    assert differing(root, stage) == []  # no record there: nothing to differ from
+    assert len(differing(stage, root)) == 2  # but what is stored must be there
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 import ersm_lab
-from ersm_lab import records
+from ersm_lab import __main__, records
 from ersm_lab.__main__ import main
 
 
@@ -88,6 +88,8 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     fake = Lab()
     monkeypatch.setattr(ersm_lab, "experiments", fake, raising=False)
+    plan = types.SimpleNamespace(VERIFIED=("dense", "ersm"))
+    monkeypatch.setattr(ersm_lab, "plan", plan, raising=False)
     return fake
 
 
@@ -308,12 +310,13 @@ def test_judge_refuses_unknown_suites_and_networks(bench, capsys):
 
 
 def test_verify_asks_the_network_of_a_judgement_again(bench, capsys, tmp_path):
+    place = "smoke/shapes/ersm.attacks/seed0"
     main(["judge", ERSM[0], "--suites", "attacks"])
-    assert main(["verify"]) == 0
+    assert main(["verify", place]) == 0
     assert bench.networks == [None, tmp_path]  # the second from the home that has the network
     bench.accuracy = 0.6
-    assert main(["verify", "smoke/shapes/ersm.attacks/seed0"]) == 1
-    assert "ersm.attacks/seed0: does not agree in accuracy.clean" in capsys.readouterr().out
+    assert main(["verify", place]) == 1
+    assert f"{place}: does not agree in accuracy.clean" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------- list and compare
@@ -371,7 +374,7 @@ def test_verify_agrees_and_leaves_the_record_alone(lab, capsys, tmp_path):
 def test_verify_that_does_not_agree(lab, capsys):
     main(["run", *ERSM])
     spoil(ERSM[1], metrics={"test_accuracy": 0.7})
-    assert main(["verify", *ERSM]) == 1
+    assert main(["verify", *ERSM, "--jobs", "1"]) == 1
     out = capsys.readouterr().out
     assert f"{ERSM[0]}: agrees within its tolerance" in out
     assert f"{ERSM[1]}: does not agree in test_accuracy" in out
@@ -398,24 +401,33 @@ def test_verify_without_a_tolerance_verifies_nothing(lab, capsys):
     assert "states no tolerance" in capsys.readouterr().out
 
 
-def test_verify_takes_one_smoke_record_of_each_method(lab):
+def test_verify_says_when_the_sources_are_others(lab, capsys):
+    main(["run", ERSM[0]])
+    spoil(ERSM[0], source_hash="0" * 64, sources={"ersm_lab/records.py": "0" * 64})
+    assert main(["verify", ERSM[0]]) == 0
+    assert "recorded with other sources: ersm_lab/records.py\n" in capsys.readouterr().out
+
+
+def test_verify_takes_one_smoke_record_of_each_kind_of_method(lab):
     main(["run", "--scale", "laptop"])
     main(["run"])
-    main(["run", "--dataset", "cifar10", "--method", "ersm"])
     lab.ran.clear()
-    assert main(["verify"]) == 0
+    assert main(["verify", "--jobs", "1"]) == 0
     assert lab.ran == [DENSE[0], ERSM[0]]
 
 
-def test_verify_with_nothing_to_verify_is_not_well(lab, capsys):
-    assert main(["verify"]) == 1
-    assert "no smoke records" in capsys.readouterr().err
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_verify_names_every_record_that_is_not_there(lab, capsys, jobs):
+    assert main(["verify", "--jobs", jobs]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for line, name in zip(lines, (DENSE[0], ERSM[0]), strict=True):
+        assert line.startswith(f"{name}: could not be run again: RecordNotFound: no record named")
 
 
 def test_verify_goes_on_after_a_run_that_fails(lab, capsys):
     main(["run", *ERSM])
     lab.broken = {ERSM[0]: RuntimeError("out of memory")}
-    assert main(["verify", "smoke/shapes/none/seed0", *ERSM]) == 1
+    assert main(["verify", "smoke/shapes/none/seed0", *ERSM, "--jobs", "1"]) == 1
     out = capsys.readouterr().out
     assert "none/seed0: could not be run again: RecordNotFound" in out
     assert f"{ERSM[0]}: could not be run again: RuntimeError: out of memory" in out
@@ -441,10 +453,43 @@ def test_status_page(lab, capsys, tmp_path):
     assert any(row.startswith(f"| `{ERSM[0]}` | 0.5 | 2 | ") for row in rows)
     assert any("| 01234567 | stale" in row for row in rows)
     assert r"A\|B (cpu)" in text
-    tables = [line for line in text.splitlines() if line.startswith("|")]
+    tables = [line for line in text.partition("## Over the seeds")[2].splitlines() if "|" in line]
     assert len(tables) == 2 + 2 + 2 + 4
     main(["status"])
     assert capsys.readouterr().out == text
+
+
+def test_status_page_begins_with_the_verdict_on_every_claim(lab):
+    from ersm_lab import ledger
+
+    def claim(key, *outcomes):
+        findings = lambda **_: [ledger.Finding(outcome=outcome) for outcome in outcomes]  # noqa: E731
+        return types.SimpleNamespace(key=key, text=f"{key} holds.", findings=findings)
+
+    claims = [claim("A (a)", "open", "reproduced", "open"), claim("B 2", "not yet run")]
+    text = __main__.status_page([], claims)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| [A (a)](#claim-a-a) | A (a) holds. | open, reproduced |" in rows
+    assert "| [B 2](#claim-b-2) | B 2 holds. | not yet run |" in rows
+    page = ledger.page()
+    assert all(f"(claim-{key})=" in page for key in ("ersm-a", "isvs-4"))
+
+
+def test_status_page_has_the_minutes_of_the_notebooks_by_device(lab, capsys):
+    main(["run", "--method", "ersm", "--seed", "0"])
+    own = records.read(ERSM[0])
+    for kind, seconds in (("cpu", 90.0), ("cuda", 12.0)):
+        name = f"laptop/cifar10/notebooks-{kind}/seed0"
+        told = {"scale": "laptop", "dataset": "cifar10", "tolerance": {}, "name": name}
+        metrics = {"01_quickstart": {"seconds": seconds, "threads": 2}}
+        device = own["device"] | {"type": kind, "name": f"A {kind}"}
+        told |= {"method": f"notebooks-{kind}", "metrics": metrics, "device": device}
+        records.write(own | told)
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "| 01_quickstart | 1.5 | 2 | laptop | cifar10 | A cpu (cpu) |" in rows
+    assert "| 01_quickstart | 0.2 | 2 | laptop | cifar10 | A cuda (cuda) |" in rows
 
 
 def test_the_ledger_of_claims_is_a_page_too(lab, capsys, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ersm_lab import experiments, judging, plan
+from ersm_lab import experiments, judging, plan, records
 
 
 @pytest.fixture
@@ -73,3 +73,14 @@ def test_a_record_that_was_made_is_done(monkeypatch, tmp_path):
     monkeypatch.setattr(judging, "valid_judgement", lambda experiment, suite: None)
     assert [plan.is_done(job) for job in jobs] == [job.suite is None for job in jobs]
     assert any(job.suite for job in jobs)
+
+
+def test_a_smoke_record_of_every_kind_of_method_is_verified_and_states_a_tolerance():
+    known = experiments.experiments("smoke", dataset="shapes")
+    verified = [e for e in known if e.method in plan.VERIFIED]
+    assert len(verified) == len(plan.VERIFIED)
+    assert {type(e.config) for e in verified} == {type(e.config) for e in known}
+    for experiment in verified:
+        record = records.read(experiment.name)
+        assert record["config"] == records.plain(experiment.config)
+        assert record["tolerance"] == experiment.tolerance != {}

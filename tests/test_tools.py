@@ -8,14 +8,18 @@ import os
 import sys
 from pathlib import Path
 
+import execute_notebooks
 import nbformat
 import nbformat.v4 as v4
 import pytest
+import torch
 import yaml
 from build_book import announce, gather, slim
 from check_book import check_book
 from execute_notebooks import clean, problems
 from watched import STOPPED, Watch, run_side_by_side, run_watched
+
+from ersm_lab import records
 
 TEXT = "Some words, enough of them that nobody would call this page an empty one."
 PICTURE = b"a picture"
@@ -135,11 +139,72 @@ def test_what_papermill_adds_is_removed():
     cell = figure_cell()
     cell.metadata.update(papermill={"duration": 1}, tags=[], mystnb={"image": {"alt": "A line."}})
     banner = v4.new_markdown_cell("error", metadata={"tags": ["papermill-error-cell-tag"]})
-    notebook = v4.new_notebook(cells=[banner, cell], metadata={"papermill": {"input_path": "x"}})
+    tags = [*execute_notebooks.PRELUDE, "injected-parameters"]
+    before = [v4.new_code_cell("x = 1", metadata={"tags": [tag]}) for tag in tags]
+    cells = [banner, *before, cell]
+    notebook = v4.new_notebook(cells=cells, metadata={"papermill": {"input_path": "x"}})
     clean(notebook)
     assert notebook.cells == [cell]
     assert cell.metadata == {"mystnb": {"image": {"alt": "A line."}}}
     assert notebook.metadata == {}
+
+
+def test_a_notebook_gets_its_scale_as_a_parameter_and_is_stored_without_a_trace(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(execute_notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setenv("ERSM_SCALE", "full")  # the parameter counts
+    look = "import os as system\nsystem.environ['ERSM_SCALE'], {'os', 'scale'} & {*globals()}"
+    cells = [v4.new_markdown_cell("# One"), v4.new_code_cell(look), v4.new_code_cell("print(2)")]
+    source = tmp_path / "one.ipynb"
+    nbformat.write(v4.new_notebook(cells=cells), source)
+    written = source.read_bytes()
+
+    command = execute_notebooks.command(source, scale="smoke", cell_timeout=60)
+    env = execute_notebooks.environment()
+    status = run_watched(command, watch=Watch(limit=120, idle=60), env=env)
+    target = tmp_path / "stage" / "one.ipynb"
+    assert execute_notebooks.store(source, target, status) == []
+    assert source.read_bytes() == written
+    stored = nbformat.read(target, as_version=4)
+    assert [(c.id, c.source, c.metadata) for c in stored.cells] == [
+        (c.id, c.source, c.metadata) for c in cells
+    ]
+    first, second = stored.cells[1:]
+    assert first.outputs[0].data["text/plain"] == "('smoke', set())"
+    assert second.outputs[0].text == "2\n"
+    assert second.execution_count == first.execution_count + 1 <= 3  # IPython 8 begins with 2
+
+
+def test_an_unknown_scale_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["execute_notebooks.py"])
+    monkeypatch.setenv("ERSM_SCALE", "smal")
+    with pytest.raises(SystemExit):
+        execute_notebooks.main()
+    assert "the scale is one of smoke, laptop, full, not 'smal'" in capsys.readouterr().err
+
+
+def test_the_seconds_of_notebooks_are_recorded_beside_those_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
+    monkeypatch.setattr("ersm_lab.data.default_dataset", lambda: "shapes")
+    monkeypatch.setattr(execute_notebooks, "book_notebooks", lambda root: [Path("a"), Path("b")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def record(seconds, threads):
+        path = execute_notebooks.record(seconds, scale="laptop", threads=threads)
+        return records.read(path)
+
+    record({"a": 10.0, "b": 20.0, "gone": 30.0}, 1)
+    merged = record({"b": 25.0}, 2)
+    assert merged["name"] == "laptop/shapes/notebooks-cpu/seed0"
+    assert merged["metrics"] == {
+        "a": {"seconds": 10.0, "threads": 1},
+        "b": {"seconds": 25.0, "threads": 2},
+    }
+    assert merged["seconds"]["execute"] == 35.0
+
+    records.write(merged | {"device": merged["device"] | {"name": "An abacus"}})
+    assert record({"b": 5.0}, 1)["metrics"] == {"b": {"seconds": 5.0, "threads": 1}}
 
 
 def test_a_watched_command_keeps_its_exit_status():

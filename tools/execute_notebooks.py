@@ -2,11 +2,12 @@
 
 The notebooks of _toc.yml (or those named) are executed with papermill and written, with their
 outputs, to the stage from which the book is built; with --in-place they replace the committed ones.
-The environment variable ERSM_SCALE (smoke, laptop or full; laptop if it is not set) says how much
-is computed. Several run at the same time, one a core. A run that stalls is stopped and started once
-more.
+How much is computed is a parameter of the notebooks, `scale`: smoke, laptop or full. It is --scale, or
+the environment variable ERSM_SCALE, or laptop. Several run at the same time, one a core. A run that
+stalls is stopped and started once more. With --record the seconds are written as a record, which the
+status page shows; those of notebooks that did not run this time stay.
 
-    python tools/execute_notebooks.py [--in-place] [--jobs N] [NOTEBOOK ...]
+    python tools/execute_notebooks.py [--scale SCALE] [--in-place] [--record] [--jobs N] [NOTEBOOK ...]
 """
 
 from __future__ import annotations
@@ -16,14 +17,28 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
 from sphinx_external_toc.parsing import parse_toc_yaml
 from watched import Watch, run_side_by_side
 
+from ersm_lab import records
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
+
+# Cells that stand before a notebook's own while it is executed: papermill puts its parameters after the
+# one that is tagged so. They are taken out again, and the last one resets the names and the count.
+PRELUDE = {
+    "parameters": 'scale = "laptop"',
+    "apply-parameters": """\
+import os
+os.environ["ERSM_SCALE"] = scale
+get_ipython().reset()""",
+}
+_OF_PAPERMILL = {"papermill-error-cell-tag", "injected-parameters", *PRELUDE}
 
 
 def book_notebooks(root: Path) -> list[Path]:
@@ -33,12 +48,10 @@ def book_notebooks(root: Path) -> list[Path]:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Remove what papermill leaves behind: times, paths, empty tags and its error banners."""
+    """Remove what papermill leaves behind: its cells, times, paths and empty tags."""
     notebook.metadata.pop("papermill", None)
     notebook.cells = [
-        cell
-        for cell in notebook.cells
-        if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
+        cell for cell in notebook.cells if _OF_PAPERMILL.isdisjoint(cell.metadata.get("tags", []))
     ]
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
@@ -84,26 +97,32 @@ def shows_errors(notebook: nbformat.NotebookNode) -> bool:
 def environment() -> dict[str, str]:
     """The present environment, with what a notebook's kernel needs."""
     env = dict(os.environ)
-    env.setdefault("ERSM_SCALE", "laptop")
     env["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # or no figure is stored
     env["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the user's
     return env
 
 
-def command(source: Path, *, cell_timeout: int) -> list[str]:
-    """What executes one notebook in its own folder, into the scratch folder."""
+def command(source: Path, *, scale: str, cell_timeout: int) -> list[str]:
+    """What executes one notebook in its own folder, into the scratch folder.
+
+    Args:
+        source: the notebook.
+        scale: its parameter.
+        cell_timeout: seconds for one cell.
+    """
     scratch = _scratch(source)
-    scratch.parent.mkdir(parents=True, exist_ok=True)
     scratch.unlink(missing_ok=True)
-    papermill = [sys.executable, "-m", "papermill", str(source), str(scratch)]
-    papermill += ["--kernel", "python3", "--cwd", str(source.parent)]
-    return [
-        *papermill,
-        "--execution-timeout",
-        str(cell_timeout),
-        "--log-output",
-        "--no-progress-bar",
+    prepared = scratch.with_name("prepared") / scratch.name
+    prepared.parent.mkdir(parents=True, exist_ok=True)
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells[:0] = [
+        nbformat.v4.new_code_cell(code, metadata={"tags": [tag]}) for tag, code in PRELUDE.items()
     ]
+    nbformat.write(notebook, prepared)
+    papermill = [sys.executable, "-m", "papermill", str(prepared), str(scratch)]
+    papermill += ["--kernel", "python3", "--language", "python", "--cwd", str(source.parent)]
+    papermill += ["--parameters", "scale", scale, "--execution-timeout", str(cell_timeout)]
+    return [*papermill, "--log-output", "--no-progress-bar"]
 
 
 def store(source: Path, target: Path, status: int) -> list[str]:
@@ -133,6 +152,59 @@ def store(source: Path, target: Path, status: int) -> list[str]:
     return found
 
 
+def record(seconds: Mapping[str, float], *, scale: str, threads: int | None = None) -> Path:
+    """Write how long notebooks took as a record, beside what it holds of others on this machine.
+
+    Args:
+        seconds: by notebook, such as {"01_quickstart": 61.2}.
+        scale: at which they ran.
+        threads: of each kernel; None is as many as this process has.
+
+    Returns:
+        The file written.
+    """
+    import torch
+
+    from ersm_lab.data import default_dataset
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = records.provenance([__file__], device=device)
+    dataset, method = default_dataset(), f"notebooks-{device}"
+    name = f"{scale}/{dataset}/{method}/seed0"
+    threads = threads or facts["device"]["threads"]
+    metrics = {stem: {"seconds": s, "threads": threads} for stem, s in seconds.items()}
+    facts["device"]["threads"] = threads
+    try:
+        before = records.read(name)
+    except records.RecordNotFound:
+        before = None
+    if before and _machine(before) == _machine(facts):
+        there = {path.stem for path in book_notebooks(ROOT)}
+        kept = {stem: took for stem, took in before["metrics"].items() if stem in there}
+        metrics = dict(sorted((kept | metrics).items()))
+    return records.write(
+        facts
+        | {
+            "name": name,
+            "method": method,
+            "dataset": dataset,
+            "scale": scale,
+            "seed": 0,
+            "config": {},
+            "metrics": metrics,
+            "tolerance": {},
+            "curve": [],
+            "answers": None,
+            "seconds": {"train": 0, "execute": sum(m["seconds"] for m in metrics.values())},
+            "checkpoint": None,
+        }
+    )
+
+
+def _machine(record: Mapping) -> dict:
+    return {key: value for key, value in record["device"].items() if key != "threads"}
+
+
 def _scratch(source: Path) -> Path:
     return BUILD / "executing" / source.name
 
@@ -142,6 +214,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    scale = os.environ.get("ERSM_SCALE", "laptop")
+    parser.add_argument("--scale", default=scale, metavar="|".join(records.SCALES))
+    parser.add_argument("--record", action="store_true", help="write the seconds as a record")
     parser.add_argument("--in-place", action="store_true", help="replace the committed notebooks")
     parser.add_argument("--stage", type=Path, default=BUILD / "stage")
     parser.add_argument("--cell-timeout", type=int, default=1200, help="seconds for one cell")
@@ -149,6 +224,8 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=180, help="seconds without work: a stall")
     parser.add_argument("--jobs", type=int, help="notebooks at the same time; default: one a core")
     args = parser.parse_args()
+    if args.scale not in records.SCALES:
+        parser.error(f"the scale is one of {', '.join(records.SCALES)}, not {args.scale!r}")
 
     sources = [path.resolve() for path in args.notebooks] or book_notebooks(ROOT)
     if not sources:
@@ -160,8 +237,9 @@ def main() -> int:
 
     env = environment()
     names = {path.relative_to(ROOT).as_posix(): path for path in sources}
-    print(f"== {len(names)} notebooks at scale {env['ERSM_SCALE']}", flush=True)
-    commands = {n: command(path, cell_timeout=args.cell_timeout) for n, path in names.items()}
+    print(f"== {len(names)} notebooks at scale {args.scale}", flush=True)
+    settings = {"scale": args.scale, "cell_timeout": args.cell_timeout}
+    commands = {name: command(path, **settings) for name, path in names.items()}
     failed: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
     for ended in run_side_by_side(commands, watch=watch, jobs=args.jobs, env=env):
@@ -177,8 +255,12 @@ def main() -> int:
         for line in found:
             print(f"{name}: {line}", file=sys.stderr)
 
-    report = {"scale": environment()["ERSM_SCALE"], "seconds": seconds}
+    report = {"scale": args.scale, "seconds": seconds}
     (BUILD / "notebook_seconds.json").write_text(json.dumps(report, indent=1) + "\n")
+    sound = {names[name].stem: s for name, s in seconds.items() if name not in failed}
+    if args.record and sound:
+        alone = min(args.jobs or os.cpu_count() or 1, len(names)) == 1
+        print(f"wrote {record(sound, scale=args.scale, threads=None if alone else 1)}")
     return 1 if failed else 0
 
 
