@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor, nn
 
-from ersm_lab import cost, deletion_report, records, statistics
-from ersm_lab.evaluation import evaluating
+from ersm_lab import cost, deletion_report, experiments, records, statistics
+from ersm_lab.evaluation import energy_masks, evaluating
 from ersm_lab.ledger import NOT_RUN
 from ersm_lab.robustness_report import judged, share_right
 from ersm_lab.sparse_coding import SparseCoding2d
@@ -73,7 +73,9 @@ MEASURES: dict[str, Measure] = {
         suite="resolution",
     ),
     "attack": Measure(
-        words="accuracy under AutoAttack within 2/255", suite="attacks", pattern="autoattack.2"
+        words="accuracy that FGSM, PGD-20 and AutoAttack within 2/255 all leave",
+        suite="attacks",
+        pattern="worst.2",
     ),
     "deletion": Measure(
         words="area under the token deletion curve, by the network's own best ranking",
@@ -403,6 +405,35 @@ def counted(
     finally:
         for hook in hooks:
             hook.remove()
+    return found
+
+
+def networks(
+    methods: Sequence[str], *, dataset: str = "cifar10", scale: str = "laptop"
+) -> dict[str, nn.Module]:
+    """The recorded networks of seed 0, in evaluation mode; without those that have no checkpoint."""
+    found = {}
+    for method in methods:
+        experiment = experiments.find(f"{scale}/{dataset}/{method}/seed0")
+        try:
+            record = records.read(experiment.name)
+            found[method] = experiments.restore(experiment, record, progress=False)
+        except (records.RecordNotFound, FileNotFoundError, TypeError):  # TypeError: none was kept
+            continue
+    return found
+
+
+def kept_shares(
+    models: Mapping[str, nn.Module], *, dataset: str = "cifar10", scale: str = "laptop"
+) -> dict[str, tuple[str, float]]:
+    """{method: (the layer its mask follows, share of tokens kept, mean over seeds)}."""
+    found = {}
+    for method, model in models.items():
+        group = statistics.of(method, dataset=dataset, scale=scale)
+        shares = [records.flatten(r["metrics"]).get("mask.kept_fraction") for r in group]
+        layers = list(energy_masks(model))
+        if layers and shares and None not in shares:
+            found[method] = (layers[0], float(np.mean(shares)))
     return found
 
 
