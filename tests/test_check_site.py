@@ -89,6 +89,15 @@ def test_each_fault_is_seen(look, monkeypatch):
     assert [line for line in left if "wide" not in line] == []  # the wide text itself is named, too
 
 
+def test_of_a_tall_page_the_upper_part_is_kept(look, tmp_path):
+    from PIL import Image
+
+    look(TEXT + "<div style='height: 90000px'></div>", pictures=tmp_path)
+    for path in tmp_path.glob("*.jpg"):
+        assert Image.open(path).height == check_site.TALLEST
+    assert len([*tmp_path.glob("*.jpg")]) == 3
+
+
 def test_what_fades_in_when_it_opens_is_seen_as_it_stays(look):
     fading = (
         "<style>details[open] p {animation: fade 60s} @keyframes fade {from {opacity: 0.1}}</style>"

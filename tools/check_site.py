@@ -264,6 +264,8 @@ def check_sliders(page: Page) -> tuple[int, list[str]]:
     return len(sliders), found
 
 
+TALLEST = 30_000  # pixels of a screenshot: of a taller one Chromium gives an empty file
+
 # Or axe-core may see a colour on its way from light to dark, or in a cell that fades in as it opens.
 STILL = "*, ::before, ::after { transition: none !important; animation: none !important }"
 
@@ -285,7 +287,11 @@ def check_page(browser: Browser, address: str, name: str, pictures: Path | None 
     def shoot(kind: str) -> None:
         if pictures is not None:
             file = pictures / f"{name.replace('/', '-')}-{kind}.jpg"
-            page.screenshot(path=file, full_page=True, type="jpeg", quality=80)
+            width, height = page.evaluate(
+                "() => [innerWidth, document.documentElement.scrollHeight]"
+            )
+            part = {"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)}
+            page.screenshot(path=file, full_page=True, clip=part, type="jpeg", quality=80)
 
     watch(page, address, seen.problems)
     try:
