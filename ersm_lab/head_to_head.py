@@ -306,6 +306,9 @@ def stability_table(card: Card) -> Table:
     Kendall's W is 1 where every seed gives the same order, and about 1/S where S seeds order by lot;
     p is Friedman's, of a W as high by lot. "first" counts seeds; its share beside it is that of
     resampled images, all seeds together, in which the method is first.
+
+    Source: Kendall and Babington Smith, The problem of m rankings, Annals of Mathematical Statistics
+    10 (1939).
     """
     rows = []
     for measure in _measures(card):
@@ -353,6 +356,9 @@ def first_shares(
         measure: one of its measures.
         resamples: bootstrap resamples.
         seed: of the resampling.
+
+    Returns:
+        {method: share, 0 to 1}, of the methods that have every seed; they sum to 1.
     """
     chosen = list(_ranked(card, measure))
     values = np.array([np.mean(list(card[m][measure].values()), axis=0) for m in chosen])  # (M, N)
@@ -381,6 +387,9 @@ def counted(
 
     Returns:
         all: every operation; nonzero: without those whose weight is zero or whose token is dropped.
+
+    Raises:
+        ValueError: no layer of the name `behind`.
     """
     found, past, hooks = {"all": 0.0, "nonzero": 0.0}, [], []
 
@@ -417,8 +426,9 @@ def networks(
         experiment = experiments.find(f"{scale}/{dataset}/{method}/seed0")
         try:
             record = records.read(experiment.name)
-            found[method] = experiments.restore(experiment, record, progress=False)
-        except (records.RecordNotFound, FileNotFoundError, TypeError):  # TypeError: none was kept
+            if record["checkpoint"]:
+                found[method] = experiments.restore(experiment, record, progress=False)
+        except (records.RecordNotFound, FileNotFoundError):
             continue
     return found
 

@@ -84,3 +84,5 @@ def test_a_smoke_record_of_every_kind_of_method_is_verified_and_states_a_toleran
         record = records.read(experiment.name)
         assert record["config"] == records.plain(experiment.config)
         assert record["tolerance"] == experiment.tolerance != {}
+        chance = 1 / 10  # of ten classes: a network that has learned nothing must not agree
+        assert record["metrics"]["test_accuracy"] - record["tolerance"]["test_accuracy"] > chance

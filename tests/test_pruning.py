@@ -1,37 +1,22 @@
 """Gradual magnitude pruning: its law, what becomes zero, and the records of pruned networks."""
 
-import functools
 import json
 
 import pytest
 import torch
+from conftest import Killed
 
 from ersm_lab import data, evaluation, pruning, records, runs
 from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.pruning import PruningConfig, prunable, prune_to, sparsity_at
 from ersm_lab.runs import Experiment, RunConfig
-from ersm_lab.training import TrainSettings, make_fabric
+from ersm_lab.training import TrainSettings
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(epochs=2, batch_size=16, learning_rate=0.1, precision="32-true")
 PLACE = dict(backbone=NET, train=SHORT, train_images=70, test_images=50)  # 2 x 4 steps
 
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    """Runs take place on the CPU, also where there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_fabric", functools.partial(make_fabric, device="cpu"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture(scope="module")

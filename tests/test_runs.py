@@ -1,18 +1,18 @@
 """Runs and the list of experiments: recorded, restored, resumed, and loaded instead of trained."""
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Killed
 
 from ersm_core import EnergyMask
 from ersm_lab import data, evaluation, experiments, records, runs
 from ersm_lab.backbones import LAPTOP, CifarNet, CifarNetSettings
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings, make_fabric
+from ersm_lab.training import TrainSettings
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -33,22 +33,7 @@ TINY = Experiment(
     tolerance={"test_accuracy": 0.1},
 )
 
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    """Runs take place on the CPU, also where there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_fabric", functools.partial(make_fabric, device="cpu"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import Killed
 from torch import nn
 
 from ersm_core import EnergyMask, attach_energy_mask
@@ -19,10 +20,6 @@ SHORT = TrainSettings(
     epochs=4, batch_size=32, learning_rate=0.1, mask_start=0.5, mask_ramp=0.25, precision="32-true"
 )
 ROW = {"epoch", "steps", "loss", "regulariser", "kept", "learning_rate", "seconds"}
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import Killed
 
 from ersm_core import EnergyMask, energy_loss
 from ersm_lab import data, evaluation, records, runs, variants
 from ersm_lab.backbones import CifarNetSettings
 from ersm_lab.evaluation import only_mask, replaced_mask
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings, make_fabric, make_optimiser
+from ersm_lab.training import TrainSettings, make_optimiser
 from ersm_lab.variants import KINDS, FilledMask, VariantConfig, fill
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
@@ -24,22 +25,7 @@ HALF = MaskPlace(
 )  # drops from the start
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu():
-    """Runs take place on the CPU, also where there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "make_fabric", functools.partial(make_fabric, device="cpu"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture(scope="module")
