@@ -21,6 +21,7 @@ from ersm_lab import (
     baselines,
     controls,
     data,
+    normalisation,
     protocol_runs,
     pruning,
     records,
@@ -29,6 +30,7 @@ from ersm_lab import (
 )
 from ersm_lab.baselines import BaselineConfig, Coding, Smoothing
 from ersm_lab.data import Augment
+from ersm_lab.normalisation import NormConfig
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.protocols import PUBLISHED_TRAINING
 from ersm_lab.pruning import PruningConfig
@@ -130,6 +132,7 @@ METHODS: dict[str, Row] = {
     "gentle-temperature-1": _ablation(_mask(lambda_pair=0.01, temperature=1.0), mask_start=0.3),
     "gentle-0.015": _ablation(_mask(lambda_pair=0.015, temperature=1.0), mask_start=0.3),
     "gentle-schedule": _ablation(_mask(), mask_start=0.3, seeds=1),
+    "gentle-soft": _ablation(_mask(lambda_pair=0.01, hard=False), mask_start=0.3),
     # which energy does what
     "unary-only": _ablation(_mask(lambda_pair=0.0), checkpoint=True),
     "pair-only": _ablation(_mask(lambda_unary=0.0)),
@@ -185,6 +188,18 @@ VARIANTS: dict[str, dict] = {
     f"ersm-{kind}{suffix}": dict(dropped=kind, augment=augment)
     for suffix, augment in (("-cutout", Augment(cutout=12)), ("", Augment()))
     for kind in variants.KINDS
+}
+
+# Another normalisation after the mask (chapter 6), on the ablation's network; `gentle` and `gentle-soft`
+# are the rows with batch normalisation.
+NORMS: dict[str, dict] = {
+    f"{norm}-norm-{name}": dict(norm=norm, mask=mask, seeds=3)
+    for norm in normalisation.KINDS
+    for name, mask in {
+        "dense": None,
+        "soft": _mask(lambda_pair=0.01, hard=False),
+        "hard": _mask(lambda_pair=0.01),
+    }.items()
 }
 
 # Half of the dense network's weights pruned by their magnitude, when ERSM's mask would be switched on.
@@ -259,12 +274,28 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
         for method, row in PRUNED.items()
         for seed in range(SEEDS[scale])
     ]
+    normalised = [
+        _experiment(
+            method,
+            dataset,
+            scale,
+            seed,
+            NormConfig(
+                norm=row["norm"],
+                mask=row["mask"],
+                **_ablation_parts(scale, replace(train, mask_start=0.3)),
+            ),
+            checkpoint=False,
+        )
+        for method, row in NORMS.items()
+        for seed in range(min(row["seeds"], SEEDS[scale]))
+    ]
     published = [
         _published(method, dataset, scale, seed)
         for seed in range(SEEDS[scale])  # one backbone after the other
         for method in PUBLISHED
     ]
-    return trained + compared + varied + pruned + published
+    return trained + compared + varied + pruned + normalised + published
 
 
 def _ablation_parts(scale: str, train: TrainSettings, augment: Augment | None = None) -> dict:
@@ -277,7 +308,9 @@ def _ablation_parts(scale: str, train: TrainSettings, augment: Augment | None = 
     )
 
 
-def _experiment(method: str, dataset: str, scale: str, seed: int, config) -> Experiment:
+def _experiment(
+    method: str, dataset: str, scale: str, seed: int, config, *, checkpoint: bool = True
+) -> Experiment:
     return Experiment(
         method=method,
         dataset=dataset,
@@ -285,7 +318,7 @@ def _experiment(method: str, dataset: str, scale: str, seed: int, config) -> Exp
         seed=seed,
         config=config,
         tolerance={"test_accuracy": TOLERANCE[scale]},
-        checkpoint=True,
+        checkpoint=checkpoint,
     )
 
 
@@ -323,7 +356,7 @@ def run(
     progress: bool = True,
 ) -> dict:
     """Run an experiment of any kind and write its record; see `run` of `runs`, `baselines`,
-    `variants`, `pruning` and `protocol_runs`.
+    `variants`, `pruning`, `normalisation` and `protocol_runs`.
 
     The network that the published protocol freezes is loaded if there is one, else trained first. Runs
     of the published protocol that are given the same `maps` compute those of a backbone once.
@@ -342,6 +375,7 @@ def _home(experiment: Experiment) -> ModuleType:
         BaselineConfig: baselines,
         VariantConfig: variants,
         PruningConfig: pruning,
+        NormConfig: normalisation,
     }
     return homes[type(experiment.config)]
 

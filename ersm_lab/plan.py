@@ -15,22 +15,22 @@ from ersm_lab import experiments, judging, records, runs
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.runs import Experiment, RunConfig
 
-_ACCURACY = ("occlusion", "corruption", "resolution", "attacks")
+_CARD = ("occlusion", "corruption", "resolution", "attacks", "deletion")
 # Whom a suite is worth asking: the rows of the head-to-head, and what a chapter's question needs.
 CARDS: dict[str, tuple[str, ...]] = {
-    "ablation-dense": (*_ACCURACY, "deletion", "smoothing", "lambda"),
-    "ablation-ersm": (*_ACCURACY, "deletion"),
-    "gentle": (*_ACCURACY, "deletion"),
-    "unary-only": (*_ACCURACY, "deletion"),
-    "random-half": (*_ACCURACY, "deletion"),
-    "cutout": _ACCURACY,
-    "ersm-cutout": _ACCURACY,
-    "isvs-fixed": (*_ACCURACY, "smoothing"),
-    "isvs-iterative": (*_ACCURACY, "smoothing"),
-    "low-pass": (*_ACCURACY, "smoothing"),
-    "sdnet": (*_ACCURACY, "lambda"),
+    "ablation-dense": (*_CARD, "smoothing", "lambda"),
+    "ablation-ersm": _CARD,
+    "gentle": _CARD,
+    "unary-only": _CARD,
+    "random-half": _CARD,
+    "cutout": _CARD,
+    "ersm-cutout": _CARD,
+    "isvs-fixed": (*_CARD, "smoothing"),
+    "isvs-iterative": (*_CARD, "smoothing"),
+    "low-pass": (*_CARD, "smoothing"),
+    "sdnet": (*_CARD, "lambda"),
     "sdnet-all": ("lambda",),
-    "pruned": _ACCURACY,
+    "pruned": _CARD,
 } | {method: ("occlusion",) for method in experiments.VARIANTS}
 # Where the true objects are known: data set, its suite, whose networks.
 ON_SHAPES = (
