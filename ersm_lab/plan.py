@@ -52,6 +52,7 @@ VERIFIED = (
     "sdnet",
     "ersm-token",
     "pruned",
+    "frozen-norm-soft",
     "published-high-rate",
 )
 
