@@ -1,40 +1,44 @@
 """What normalises a map after the mask, as runs of their own: where can a soft mask live?
 
-A convolution and an activation without bias, applied to s x, give s times what they give for x. A
-normalisation that follows divides by statistics of its own input, and s is gone. Which s it takes away
-depends on where the statistics come from:
+A convolution and an activation without bias, applied to s x with s > 0, give s times what they give for
+x. A normalisation that follows divides by statistics of its own input, and s is gone. Which s it takes
+away depends on where the statistics come from:
 
-    batch   batch normalisation: a channel's, over the images and positions of a batch (`backbones`).
-            Any factor that all tokens of the batch share is undone.
-    image   layer normalisation over all channels and positions of one image (Ba et al., 2016,
-            arXiv:1607.06450). Any factor that all tokens of an image share is undone.
-    token   layer normalisation over the channels of one position (Liu et al., 2022, arXiv:2201.03545).
-            Undoes the factor of each position, but for what the convolution before it mixes.
-    frozen  batch normalisation whose statistics stop moving when the mask is switched on: from then on
-            one affine map for all, which undoes nothing.
+    batch    batch normalisation: a channel's, over the images and positions of a batch (`backbones`).
+             Any factor that all tokens of the batch share is undone.
+    image    layer normalisation over all channels and positions of one image (Ba et al., 2016,
+             arXiv:1607.06450). Any factor that all tokens of an image share is undone.
+    token    layer normalisation over the channels of one position (Liu et al., 2022, arXiv:2201.03545).
+             Undoes the factor of each position, but for what the convolution before it mixes.
+    weights  no statistics of the map: the weights are normalised instead, to zero mean and the variance
+             that keeps a map's, filter by filter (scaled weight standardisation, Brock et al., 2021,
+             arXiv:2101.08692, eq. 2). Nothing is undone.
 
-The kind replaces the normalisation of all groups that the mask comes before; the groups up to it keep
-theirs, in the dense network too. Scales are fixed at 1 and biases learned, as everywhere in `CifarNet`.
+The kind replaces the normalisation of all groups that come after the mask; the groups up to it keep
+theirs, in the dense network too. Scales are fixed and biases learned, as everywhere in `CifarNet`.
+The high learning rate of the other runs needs batch normalisation: without it they diverge or stay far
+behind (trials on validation images), so that these have an optimiser of their own, also for "batch".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torchvision.models.convnext import LayerNorm2d
 
 from ersm_lab import runs
 from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.data import SHAPES_SIZE
 from ersm_lab.runs import Experiment, MaskPlace, Parts
 from ersm_lab.training import TrainSettings
 
-KINDS = ("image", "token", "frozen")
-TRAINING_IMAGES = SHAPES_SIZE["train"]  # of every data set of `data.load`
+KINDS = ("batch", "image", "token", "weights")
+RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))  # 1 / std of relu(z) for a standard normal z
+EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class NormConfig:
 
     Attributes:
         backbone: settings of a `CifarNet`.
-        train: how it is trained; "frozen" statistics stop at its `mask_start`, also without a mask.
+        train: how it is trained.
         norm: of `KINDS`.
         after: the group after which it replaces batch normalisation; a mask sits there.
         mask: None for a dense network.
@@ -61,11 +65,10 @@ class NormConfig:
     def __post_init__(self) -> None:
         if self.norm not in KINDS:
             raise ValueError(f"norm must be one of {', '.join(KINDS)}, got {self.norm!r}")
-        later = _groups_after(self.after, len(self.backbone.widths))
-        if not later:
+        count = len(self.backbone.widths)
+        if not _groups_after(self.after, count):
             raise ValueError(
-                f"no group comes after {self.after!r}: choose one of group1 to "
-                f"group{len(self.backbone.widths) - 1}"
+                f"no group comes after {self.after!r}: choose one of group1 to group{count - 1}"
             )
         if self.mask and self.mask.layers != (self.after,):
             raise ValueError(
@@ -73,63 +76,69 @@ class NormConfig:
                 f"{self.after}: give both the same group"
             )
 
-    @property
-    def frozen_after(self) -> int:
-        """Steps after which statistics are frozen; a last, smaller batch is left out of every epoch."""
-        images = min(self.train_images or TRAINING_IMAGES, TRAINING_IMAGES)
-        steps = self.train.epochs * (images // self.train.batch_size)
-        return next(s for s in range(steps + 1) if s / steps >= self.train.mask_start)
+
+class StandardisedWeight(nn.Module):
+    """Scaled weight standardisation of a convolution's weight, as a parametrisation of it.
+
+    w_hat = RELU_GAIN (w - mean) / (std sqrt(N)), mean and std over the N inputs of a filter.
+
+    Shape:
+        w (D, C, k, k) -> (D, C, k, k).
+    """
+
+    def forward(self, w: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(w, (1, 2, 3), correction=0, keepdim=True)  # (D, 1, 1, 1)
+        inputs = w[0].numel()  # N
+        return RELU_GAIN * (w - mean) / ((variance + EPS / inputs) * inputs).sqrt()
 
 
-class FreezingBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that moves and uses a batch's statistics for so many steps only.
-
-    Args:
-        channels: C.
-        steps: training passes after which the running statistics are used and stay as they are.
-        settings: of `nn.BatchNorm2d`.
+class ChannelBias(nn.Module):
+    """A learned bias for each channel, trained like a weight: what nothing normalises afterwards does
+    not stand a normalisation layer's learning rate.
 
     Shape:
         x (B, C, H, W) -> (B, C, H, W).
     """
 
-    def __init__(self, channels: int, *, steps: int, **settings) -> None:
-        super().__init__(channels, **settings)
-        self.steps = steps
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.num_batches_tracked < self.steps:
-            return super().forward(x)
-        mean, variance = self.running_mean, self.running_var  # (C,), (C,)
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+        return x + self.bias.to(x.dtype)[:, None, None]
 
 
-def replace_norms(model: CifarNet, kind: str, *, after: str, steps: int = 0) -> CifarNet:
+def replace_norms(model: CifarNet, kind: str, *, after: str) -> CifarNet:
     """Replace batch normalisation in all groups after one, in place; returns the model.
 
     Args:
         model: whose weights and biases stay as they are.
         kind: of `KINDS`.
         after: name of a group.
-        steps: after which "frozen" is frozen.
     """
-    for group in _groups_after(after, len(model.settings.widths)):
+    later = _groups_after(after, len(model.settings.widths)) if kind != "batch" else []
+    for group in later:
         stage = model.get_submodule(group)
         for name, old in [*stage.named_children()]:
             if isinstance(old, nn.BatchNorm2d):
-                new = _norm(kind, old, steps)
-                new.weight.requires_grad = old.weight.requires_grad
+                new = _norm(kind, old)
                 new.bias.data.copy_(old.bias.data)
                 setattr(stage, name, new)
+            elif isinstance(old, nn.Conv2d) and kind == "weights":
+                parametrize.register_parametrization(old, "weight", StandardisedWeight())
     return model
 
 
-def _norm(kind: str, old: nn.BatchNorm2d, steps: int) -> nn.Module:
-    if kind == "image":
-        return nn.GroupNorm(1, old.num_features, eps=old.eps)
-    if kind == "token":
-        return LayerNorm2d(old.num_features, eps=old.eps)
-    return FreezingBatchNorm2d(old.num_features, steps=steps, eps=old.eps, momentum=old.momentum)
+def _norm(kind: str, old: nn.BatchNorm2d) -> nn.Module:
+    if kind == "weights":
+        return ChannelBias(old.num_features)
+    new = (
+        nn.GroupNorm(1, old.num_features, eps=old.eps)
+        if kind == "image"
+        else LayerNorm2d(old.num_features, eps=old.eps)
+    )
+    new.weight.requires_grad = old.weight.requires_grad
+    return new
 
 
 def _groups_after(group: str, count: int) -> list[str]:
@@ -150,7 +159,7 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
     """The untrained network; its start is that of the network with batch normalisation."""
     config = experiment.config
     model = runs.build(experiment, classes=classes)
-    return replace_norms(model, config.norm, after=config.after, steps=config.frozen_after)
+    return replace_norms(model, config.norm, after=config.after)
 
 
 def sources(experiment: Experiment) -> list[Path]:

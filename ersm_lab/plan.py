@@ -52,7 +52,7 @@ VERIFIED = (
     "sdnet",
     "ersm-token",
     "pruned",
-    "frozen-norm-soft",
+    "weights-norm-soft",
     "published-high-rate",
 )
 

@@ -1,4 +1,4 @@
-"""Normalisation after the mask: what each kind undoes, when "frozen" is frozen, and its runs."""
+"""Normalisation after the mask: what each kind undoes, its closed form, and its runs."""
 
 import json
 from dataclasses import replace
@@ -10,13 +10,13 @@ from torch import nn
 
 from ersm_lab import data, evaluation, normalisation, records, runs
 from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.normalisation import KINDS, FreezingBatchNorm2d, NormConfig, replace_norms
+from ersm_lab.normalisation import KINDS, ChannelBias, NormConfig, StandardisedWeight, replace_norms
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings
+from ersm_lab.training import TrainSettings, make_optimiser
 
 NET = CifarNetSettings(widths=(8, 12, 8), depth=1, stem_channels=16)
 SHORT = TrainSettings(
-    epochs=2, batch_size=16, learning_rate=0.1, precision="32-true", mask_start=0.375
+    epochs=2, batch_size=16, learning_rate=0.1, precision="32-true", mask_start=0.5
 )
 HALF = MaskPlace(
     layer="group1", preset="stable", settings=dict(dim=None, bias_init=0.0)
@@ -26,12 +26,12 @@ PLACE = dict(backbone=NET, train=SHORT, train_images=70, test_images=50)  # 2 x 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
-def tiny(norm="frozen", **changes):
+def tiny(norm="weights", **changes):
     config = NormConfig(norm=norm, **(PLACE | dict(mask=HALF) | changes))
     return Experiment(method=f"{norm}-norm", dataset="shapes", scale="smoke", seed=0, config=config)
 
 
-def built(norm="frozen", **changes):
+def built(norm="weights", **changes):
     return normalisation.build(tiny(norm, **changes), classes=10)
 
 
@@ -47,7 +47,7 @@ def record(home):
 def group(kind, *, kernel=1):
     """A later group of a network with that normalisation, in training mode, in float64."""
     torch.manual_seed(0)
-    model = replace_norms(CifarNet(NET), kind, after="group1", steps=0)
+    model = replace_norms(CifarNet(NET), kind, after="group1")
     stage = model.group2.double().train()
     conv = stage[0]
     stage[0] = nn.Conv2d(
@@ -67,7 +67,12 @@ def tokens():
 
 @pytest.mark.parametrize(
     ("kind", "undone"),
-    [("image", {"batch", "image"}), ("token", {"batch", "image", "token"}), ("frozen", set())],
+    [
+        ("batch", {"batch"}),
+        ("image", {"batch", "image"}),
+        ("token", {"batch", "image", "token"}),
+        ("weights", set()),
+    ],
 )
 def test_a_kind_undoes_the_factors_it_is_said_to(kind, undone):
     stage, x = group(kind), tokens()
@@ -98,67 +103,78 @@ def test_layer_normalisation_is_its_closed_form(kind, axes):
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_statistics_move_until_they_are_frozen_and_not_after():
+def test_standardised_weights_are_their_closed_form():
+    weight, standardise = torch.randn(5, 3, 2, 2, dtype=torch.float64) + 0.7, StandardisedWeight()
+    own = standardise(weight)
+    for out, w in zip(own, weight, strict=True):
+        expected = (w - w.mean()) / (w.std(correction=0) * w.numel() ** 0.5)
+        gain = (2 / (1 - 1 / torch.pi)) ** 0.5
+        torch.testing.assert_close(out, gain * expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(standardise(3 * weight), own, rtol=1e-4, atol=1e-8)
+    assert torch.autograd.gradcheck(standardise, (weight[:2].requires_grad_(),))
+    assert not standardise(torch.ones(1, 3, 2, 2)).any()  # a constant filter: no division by zero
+
+
+def test_standardised_weights_keep_the_variance_of_a_map():
     torch.manual_seed(0)
-    own = FreezingBatchNorm2d(4, steps=2, momentum=0.4)
-    plain = nn.BatchNorm2d(4, momentum=0.4)
-    batches = torch.randn(4, 6, 4, 3, 3).unbind()
-    for x in batches[:2]:
-        assert torch.equal(own(x), plain(x))
-    for x in batches[2:]:
-        assert torch.equal(own(x), plain.eval()(x))
-        assert torch.equal(own.running_mean, plain.running_mean)
-    assert torch.equal(own.eval()(batches[0]), plain(batches[0]))
-    assert int(own.num_batches_tracked) == 2
+    x = torch.randn(8, 64, 16, 16).relu()
+    for _ in range(6):
+        conv = nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular", bias=False)
+        conv.weight.data = StandardisedWeight()(conv.weight.data)
+        y = conv(x)  # (8, 64, 16, 16)
+        x = y.relu()
+    assert 0.7 < y.std() < 1.4
 
 
-def test_gradients_pass_frozen_statistics():
-    layer = FreezingBatchNorm2d(2, steps=0).double()
-    layer.running_mean += 0.5
-    layer.running_var *= 3
-    x = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,))
+def test_a_bias_without_normalisation_is_trained_like_a_weight():
+    layer = ChannelBias(3)
+    layer.bias.data = torch.tensor([1.0, -2.0, 0.5])
+    assert torch.equal(layer(torch.zeros(1, 3, 1, 1)).flatten(), layer.bias)
+    rates = {group["lr"] for group in make_optimiser(layer, SHORT).param_groups}
+    assert rates == {SHORT.learning_rate}
 
 
 # --- networks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", KINDS)
+@pytest.mark.parametrize("norm", [kind for kind in KINDS if kind != "batch"])
 def test_only_groups_after_the_mask_change_and_weights_start_the_same(norm):
     own = built(norm)
     plain = runs.build(replace(tiny(), config=RunConfig(**PLACE, mask=HALF)), classes=10)
-    kinds = {name: type(m) for name, m in own.named_modules() if "Norm" in type(m).__name__}
-    assert kinds["group1.1"] is nn.BatchNorm2d
-    assert kinds["group2.2"] is kinds["group3.2"] is not nn.BatchNorm2d and len(kinds) == 3
-    for (name, p), (other, q) in zip(own.named_parameters(), plain.named_parameters(), strict=True):
-        assert name == other and torch.equal(p, q) and p.requires_grad == q.requires_grad
+    assert type(own.group1[1]) is nn.BatchNorm2d
+    assert type(own.group2[2]) is type(own.group3[2]) is not nn.BatchNorm2d
+    names = {
+        name.replace("parametrizations.weight.original", "weight"): name
+        for name in own.state_dict()
+    }
+    trained = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+    mine = dict(own.named_parameters())
+    for name, p in trained.items():
+        assert torch.equal(mine[names[name]], p) and mine[names[name]].requires_grad
+    assert len(trained) == sum(p.requires_grad for p in own.parameters())
 
 
-def test_until_statistics_are_frozen_training_is_that_of_batch_normalisation(tmp_path):
-    late = tiny(train=replace(SHORT, mask_start=0.5))  # after the first of two epochs
-    dense = replace(late, method="dense", config=RunConfig(**PLACE))
-    own = normalisation.run(late, root=tmp_path, progress=False)["curve"]
-    other = runs.run(dense, root=tmp_path, progress=False)["curve"]
-    assert own[0]["loss"] == other[0]["loss"] and own[1]["loss"] != other[1]["loss"]
+def test_batch_normalisation_is_the_network_of_the_other_runs(tmp_path):
+    plain = replace(tiny(), method="plain", config=RunConfig(**PLACE, mask=HALF))
+    own = normalisation.run(tiny("batch"), root=tmp_path, progress=False)
+    other = runs.run(plain, root=tmp_path, progress=False)
+    assert own["metrics"] == other["metrics"] and own["answers"] == other["answers"]
 
 
-def test_statistics_freeze_at_the_step_at_which_the_mask_is_switched_on(monkeypatch):
-    model, seen = built(), []
-    model.group1.energy_mask.register_forward_pre_hook(
-        lambda mask, _: seen.append((mask.enabled, int(model.group2[2].num_batches_tracked)))
-    )
-    normalisation.runs.train(
-        model, data.load("shapes", "train", limit=70), SHORT, seed=0, progress=False
-    )
-    tracked = [count for enabled, count in seen if enabled]
-    assert [enabled for enabled, _ in seen] == [False] * 3 + [True] * 5
-    assert set(tracked) == {3} == {tiny().config.frozen_after}
+@pytest.mark.parametrize("norm", KINDS)
+def test_until_the_mask_is_on_training_is_that_of_its_dense_network(tmp_path, norm):
+    curves = [
+        normalisation.run(each, root=tmp_path, progress=False)["curve"]
+        for each in (tiny(norm), replace(tiny(norm, mask=None), method="dense"))
+    ]
+    assert curves[0][0]["loss"] == curves[1][0]["loss"]
+    assert curves[0][1]["loss"] != curves[1][1]["loss"]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "batch"}, "one of image, token, frozen, got 'batch'"),
+        ({"norm": "layer"}, "one of batch, image, token, weights, got 'layer'"),
         ({"after": "group3"}, "no group comes after 'group3': choose one of group1 to group2"),
         ({"after": "stem"}, "no group comes after 'stem'"),
         ({"after": "group2"}, "sits after group1 and normalisation is replaced after group2"),
