@@ -3,8 +3,9 @@ of weights against the phases that theory predicts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import matplotlib.pyplot as plt
 import torch
@@ -228,6 +229,8 @@ def search(
 ) -> Table:
     """Every recorded mask of one seed by its *validation* accuracy, to choose a setting from.
 
+    Masks of networks that differ from the dense one in more than their mask are left out.
+
     Args:
         base: the dense network's method.
         seed: of the records; the grid has this one only.
@@ -238,7 +241,7 @@ def search(
     rows = []
     for record in records.read_all(scale=scale, dataset=dataset) if dense else []:
         config, metrics = record["config"], record["metrics"]
-        alike = config.get("backbone") == dense[0]["config"]["backbone"]
+        alike = _without_mask(config) == _without_mask(dense[0]["config"])
         if record["seed"] != seed or not alike or "mask" not in metrics["validation"]:
             continue
         mask = metrics["validation"]["mask"]
@@ -261,3 +264,38 @@ def search(
         "eligible",
     ]
     return Table(header=header, rows=shown, caption=f"Validation images, seed {seed}, best first")
+
+
+def _without_mask(config: Mapping) -> dict:
+    """A record's settings without those of its mask; a judgement's have no training."""
+    train = {k: v for k, v in config.get("train", {}).items() if not k.startswith("mask_")}
+    return {k: v for k, v in config.items() if k != "mask"} | {"train": train}
+
+
+def on_validation(
+    methods: Sequence[str], *, base: str, dataset: str = "cifar10", scale: str = "laptop"
+) -> Table:
+    """Validation accuracy minus that of a base method, and the share kept there, over all seeds.
+
+    Arguments as of `differences`. No interval: records hold answers to test images only.
+    """
+    dense = {r["seed"]: r for r in of(base, dataset=dataset, scale=scale)}
+    rows = []
+    for method in methods:
+        group = [r for r in of(method, dataset=dataset, scale=scale) if r["seed"] in dense]
+        if not group:
+            rows.append([method, "0", "not recorded yet", "–", "–"])
+            continue
+        gaps = [
+            100 * (r["metrics"]["val_accuracy"] - dense[r["seed"]]["metrics"]["val_accuracy"])
+            for r in group
+        ]
+        kept = [100 * r["metrics"]["validation"]["mask"]["kept_fraction"] for r in group]
+        each = ", ".join(f"{gap:+.2f}" for gap in gaps)
+        cells = [f"{fmean(gaps):+.2f}", each, f"{fmean(kept):.0f} %"]
+        rows.append([method, str(len(group)), *cells])
+    header = ["method", "seeds", "difference", "seed by seed", "kept"]
+    caption = (
+        f"Validation accuracy minus that of {base}, {dataset}, {scale} scale, percentage points"
+    )
+    return Table(header=header, rows=rows, caption=caption)

@@ -140,6 +140,7 @@ METHODS: dict[str, Row] = {
     "gentle-temperature-1": _ablation(_mask(lambda_pair=0.01, temperature=1.0), mask_start=0.3),
     "gentle-0.015": _ablation(_mask(lambda_pair=0.015, temperature=1.0), mask_start=0.3),
     "gentle-schedule": _ablation(_mask(), mask_start=0.3, seeds=1),
+    "late-0.012": _ablation(_mask(lambda_pair=0.012)),
     "gentle-soft": _ablation(_mask(lambda_pair=0.01, hard=False), mask_start=0.3),
     # twice the epochs; the mask comes at the same share of them, in the dense network's trunk as well
     "longer-dense": _ablation(longer=2, mask_start=0.3),

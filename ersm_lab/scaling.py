@@ -270,8 +270,12 @@ snakemake --config scale=full --profile workflow/profiles/slurm
 
 `workflow/profiles/slurm` and `workflow/profiles/kubernetes` are starting points: fill in partition and
 account, or image and volume. Every job states its memory, minutes and GPU. The repository's folder must
-be the same for all nodes, because records and checkpoints are files in it. The profiles have been
-checked against Snakemake's options, not on a cluster.
+be the same for all nodes, because records and checkpoints are files in it. A Slurm without accounting
+wants `--slurm-status-command squeue` as well.
+
+The Slurm profile has trained three smoke networks on a Slurm of one node with two cores and no
+accounting (Slurm 22.05, executor plugin 2.8); GPUs were not asked for there. The Kubernetes profile has
+been checked against Snakemake's options, not on a cluster.
 
 ## ImageNet
 

@@ -91,13 +91,24 @@ def test_missing_records_are_named(tmp_path, monkeypatch):
     }
 
 
+TRAIN = {"epochs": 10, "mask_start": 0.6}
+OTHERS = {  # what networks differ in that the search leaves out
+    "longer": {"train": TRAIN | {"epochs": 20}},
+    "other norm": {"norm": "image"},
+}
+
+
 def masked_record(seed, val, kept, between, other):
     controls = {"other_image": other}
     mask = {"kept_fraction": kept, "between_images_sd": between}
     validation = {"mask": mask, "accuracy_with_mask_replaced": controls}
     return {
         "seed": seed,
-        "config": {"backbone": {}, "mask": {"layer": "group1"}},
+        "config": {
+            "backbone": {},
+            "mask": {"layer": "group1"},
+            "train": TRAIN | {"mask_start": 0.3},
+        },
         "metrics": {"val_accuracy": val, "validation": validation},
     }
 
@@ -108,12 +119,16 @@ def test_the_search_orders_by_validation_and_admits_only_masks_that_adapt(monkey
         "scaled": masked_record(0, 0.88, 0.01, 0.0007, 0.86),  # collapsed, and yet it "costs"
         "open": masked_record(0, 0.87, 1.0, 0.0, 0.87),
         "second seed": masked_record(1, 0.99, 0.5, 0.1, 0.80),
+        "longer": masked_record(0, 0.99, 0.5, 0.1, 0.80),
+        "other norm": masked_record(0, 0.99, 0.5, 0.1, 0.80),
     }
     made = {name: r | {"method": name} for name, r in made.items()}
+    for name, changes in OTHERS.items():
+        made[name]["config"] |= changes
     dense = {
         "seed": 0,
         "method": "dense",
-        "config": {"backbone": {}, "mask": None},
+        "config": {"backbone": {}, "mask": None, "train": TRAIN},
         "metrics": {"val_accuracy": 0.88, "validation": {}},
     }
 
@@ -128,3 +143,18 @@ def test_the_search_orders_by_validation_and_admits_only_masks_that_adapt(monkey
         ("adaptive", "yes"),
     ]
     assert table.rows[2][1:4] == ["-2.00", "50 %", "6.0"]
+
+
+def test_validation_is_compared_seed_by_seed_where_both_are(monkeypatch):
+    def one(seed, val, kept):
+        validation = {"mask": {"kept_fraction": kept}}
+        return {"seed": seed, "metrics": {"val_accuracy": val, "validation": validation}}
+
+    groups = {
+        "dense": [one(0, 0.88, None), one(1, 0.90, None)],
+        "masked": [one(0, 0.87, 0.5), one(1, 0.88, 0.7), one(2, 0.10, 0.0)],
+    }
+    monkeypatch.setattr(ablation, "of", lambda method, **place: groups.get(method, []))
+    table = ablation.on_validation(["masked", "missing"], base="dense")
+    assert table.rows[0] == ["masked", "2", "-1.50", "-1.00, -2.00", "60 %"]
+    assert table.rows[1][:3] == ["missing", "0", "not recorded yet"]
