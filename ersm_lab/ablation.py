@@ -56,6 +56,24 @@ def differences(
     return Table(header=header, rows=rows, caption=caption)
 
 
+def against_own(
+    bases: Mapping[str, str], *, dataset: str = "cifar10", scale: str = "laptop"
+) -> Table:
+    """As `differences`, of methods that are trained in several ways, each against its own network.
+
+    Args:
+        bases: method -> the method that is subtracted, trained as it is.
+        dataset, scale: which records.
+    """
+    rows = []
+    for method, base in bases.items():
+        found = differences([method], base=base, dataset=dataset, scale=scale)
+        rows.append([method, base, *found.rows[0][1:]])
+    header = ["method", "minus", *found.header[1:]]
+    caption = f"Differences in test accuracy, {dataset}, {scale} scale, percentage points"
+    return Table(header=header, rows=rows, caption=caption)
+
+
 def masks(methods: Sequence[str], *, dataset: str = "cifar10", scale: str = "laptop") -> Table:
     """Kept share, its spread, and the accuracy with the mask replaced, mean ± sd over seeds, in %."""
     return tables.summary(
@@ -198,6 +216,76 @@ def draw_grid(cells: Sequence[Cell], dense: dict, *, cost: float, start: float) 
         fontsize=8,
         title_fontsize=9,
     )
+    return figure
+
+
+def draw_price(
+    bases: Mapping[str, str],
+    *,
+    labels: Mapping[str, tuple[float, float]],
+    goal: tuple[float, float],
+    dataset: str = "cifar10",
+    scale: str = "laptop",
+) -> Figure:
+    """Points of accuracy lost against the share of tokens dropped, one mark a method.
+
+    Bars are 95 % intervals of the loss, and the range over seeds of the share.
+
+    Args:
+        bases: method -> the dense network that it is held against; each of them has a marker.
+        labels: method -> where its name stands, in points to the right of the mark (negative: to the
+            left) and above it; the others have none.
+        goal: share dropped, 0 to 1, and points lost; from there on and up to there is the goal.
+        dataset, scale: which records.
+    """
+    figure, axis = plt.subplots(figsize=(7.6, 4.6))
+    place = {"dataset": dataset, "scale": scale}
+    styles = dict(zip(dict.fromkeys(bases.values()), ("o", "s", "^", "D"), strict=False))
+    seen = set()
+    for method, base in bases.items():
+        group, dense = of(method, **place), of(base, **place)
+        if not {r["seed"] for r in group} & {r["seed"] for r in dense}:
+            continue
+        found = difference(group, dense)
+        dropped = [100 * (1 - r["metrics"]["mask"]["kept_fraction"]) for r in group]
+        x, y = fmean(dropped), -found.mean
+        axis.errorbar(
+            x,
+            y,
+            xerr=[[x - min(dropped)], [max(dropped) - x]],
+            yerr=[[y + found.high], [-found.low - y]],
+            fmt=styles[base],
+            color="0.45" if method == "random-half" else "#0072B2",
+            elinewidth=0.8,
+            label=None if base in seen else f"against {base}",
+        )
+        seen.add(base)
+        if method in labels:
+            right, up = labels[method]
+            axis.annotate(
+                method,
+                (x, y),
+                (right, up),
+                textcoords="offset points",
+                fontsize=8,
+                ha="left" if right > 0 else "right",
+                va="center",
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1),
+            )
+    share, points = goal
+    axis.axhline(0, color="0.5", linewidth=0.8)
+    (low, high), most = axis.get_ylim(), axis.get_xlim()[1] + 5
+    corner, width, height = (100 * share, low), most - 100 * share, points - low
+    box = dict(facecolor="none", edgecolor="#009E73", hatch="//", linewidth=0.8, alpha=0.6)
+    axis.add_patch(Rectangle(corner, width, height, label="the goal", **box))
+    axis.set(
+        title="What dropping tokens costs: mean of the seeds, 95 % interval",
+        xlabel="tokens dropped [%]",
+        ylabel="accuracy lost [percentage points]",
+        xlim=(0, most),
+        ylim=(low, high),
+    )
+    axis.legend(fontsize=8, loc="upper left")
     return figure
 
 

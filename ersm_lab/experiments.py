@@ -151,6 +151,7 @@ METHODS: dict[str, Row] = {
     "no-energy": _ablation(_mask(lambda_unary=0.0, lambda_pair=0.0)),
     "eight-neighbours": _ablation(_mask(neighbourhood=8)),
     "after-group2": _ablation(_mask(layer="group2")),
+    "after-group2-0.01": _ablation(_mask(layer="group2", lambda_pair=0.01)),
     "two-places": _ablation(_mask(layer=("group1", "group2"))),
     # controls
     "random-half": _ablation(_mask(preset="random", keep=0.5), checkpoint=True),

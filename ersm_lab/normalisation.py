@@ -11,8 +11,8 @@ away depends on where the statistics come from:
     token    layer normalisation over the channels of one position (Liu et al., 2022, arXiv:2201.03545).
              Undoes the factor of each position, but for what the convolution before it mixes.
     weights  no statistics of the map: the weights are normalised instead, to zero mean and the variance
-             that keeps a map's, filter by filter (scaled weight standardisation, Brock et al., 2021,
-             arXiv:2101.08692, eq. 2). Nothing is undone.
+             that keeps a map's, filter by filter (Scaled Weight Standardization, Brock et al., 2021,
+             arXiv:2101.08692). Nothing is undone.
 
 The kind replaces the normalisation of all groups that come after the mask; the groups up to it keep
 theirs, in the dense network too. Scales are fixed and biases learned, as everywhere in `CifarNet`.

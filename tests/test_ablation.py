@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ersm_core import attach_energy_mask, energy_states
-from ersm_lab import ablation, backbones, data
+from ersm_lab import ablation, backbones, data, runs
 from ersm_lab.ablation import Cell, predicted
 
 
@@ -158,3 +158,44 @@ def test_validation_is_compared_seed_by_seed_where_both_are(monkeypatch):
     table = ablation.on_validation(["masked", "missing"], base="dense")
     assert table.rows[0] == ["masked", "2", "-1.50", "-1.00, -2.00", "60 %"]
     assert table.rows[1][:3] == ["missing", "0", "not recorded yet"]
+
+
+def test_each_method_is_held_against_its_own_network(monkeypatch):
+    def one(method, answers):
+        packed = runs.pack(torch.tensor(answers))
+        return {"seed": 0, "name": method, "config": {"test_images": 4}, "answers": packed}
+
+    truth = {"short": [1, 1, 0, 0], "masked": [1, 0, 0, 0], "long": [1, 1, 1, 0]}
+    groups = {m: [one(m, [bool(a) for a in answers])] for m, answers in truth.items()}
+    monkeypatch.setattr(ablation, "of", lambda method, **place: groups.get(method, []))
+    table = ablation.against_own({"masked": "short", "long": "masked", "short": "none"})
+    assert [row[:4] for row in table.rows] == [
+        ["masked", "short", "1", "-25.00"],
+        ["long", "masked", "1", "+50.00"],
+        ["short", "none", "0", "not recorded yet"],
+    ]
+
+
+def test_the_price_is_drawn_where_records_are(monkeypatch):
+    def one(seed, kept, answers):
+        answers = runs.pack(torch.tensor([bool(a) for a in answers]))
+        metrics = {"mask": {"kept_fraction": kept}}
+        config = {"test_images": 4}
+        return dict(seed=seed, name="", metrics=metrics, config=config, answers=answers)
+
+    groups = {
+        "dense": [one(seed, 1.0, [1, 1, 1, 0]) for seed in (0, 1)],
+        "masked": [one(0, 0.5, [1, 1, 0, 0]), one(1, 0.7, [1, 1, 0, 0])],
+    }
+    monkeypatch.setattr(ablation, "of", lambda method, **place: groups.get(method, []))
+    bases = {"masked": "dense", "missing": "dense"}
+    labels = {"masked": (5, 5), "missing": (5, 5)}
+    (axis,) = ablation.draw_price(bases, labels=labels, goal=(0.3, 0.5)).axes
+    assert [text.get_text() for text in axis.texts] == ["masked"]
+    (mark,) = [bar.lines[0].get_xydata().tolist() for bar in axis.containers]
+    assert mark == [[pytest.approx(40), pytest.approx(25)]]  # mean dropped, points lost
+    (goal,) = axis.patches
+    left, low, width, height = *goal.get_xy(), goal.get_width(), goal.get_height()
+    assert left == 30 and low + height == pytest.approx(0.5)
+    assert left + width == pytest.approx(axis.get_xlim()[1])
+    plt.close("all")
