@@ -152,6 +152,7 @@ METHODS: dict[str, Row] = {
     "eight-neighbours": _ablation(_mask(neighbourhood=8)),
     "after-group2": _ablation(_mask(layer="group2")),
     "after-group2-0.01": _ablation(_mask(layer="group2", lambda_pair=0.01)),
+    "after-group2-0.013": _ablation(_mask(layer="group2", lambda_pair=0.013)),
     "two-places": _ablation(_mask(layer=("group1", "group2"))),
     # controls
     "random-half": _ablation(_mask(preset="random", keep=0.5), checkpoint=True),
