@@ -537,14 +537,19 @@ def decide(
         weights: where sliders stand at first, 0 to 5; 1 where none is given.
         name: id of the element; a page with two of them needs two names.
     """
+    checked_name(name)
     measures = [m for m in _measures(card) if card[base][m]]
+    if not measures:
+        return Widget(
+            html=f"<p>No records of {base} yet: <code>make reproduce</code> makes them.</p>"
+        )
     methods = []
     for method, row in card.items():
         found = [_by_seed(row[m], card[base][m]) for m in measures]
         methods.append({"name": method, "gaps": found})
     start = [(weights or {}).get(measure, 1) for measure in measures]
     content = {"measures": measures, "methods": methods, "base": base, "weights": start}
-    return fill("decide.html", {"ID": checked_name(name), "DATA": script_json(content)})
+    return fill("decide.html", {"ID": name, "DATA": script_json(content)})
 
 
 def _by_seed(first: Values, second: Values) -> list[float] | None:

@@ -226,3 +226,8 @@ def test_the_sliders_hold_the_differences_by_seed(card):
     assert page.div["id"] == "one" and "__" not in html.replace("ersm__", "")
     with pytest.raises(ValueError, match="name must be a letter"):
         h.decide(card, base="base", name="1")
+
+
+def test_without_records_there_is_a_sentence_and_no_picture(card):
+    html = h.decide({"base": {measure: {} for measure in card["base"]}}, base="base").html
+    assert "make reproduce" in html and "<svg" not in html and "<script" not in html
