@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from ersm_lab import experiments, records, tables
+from ersm_lab import controls, experiments, records, tables
 from ersm_lab.claims import CRITERIA, Criteria, accuracy_is_preserved, sparsity_adapts
 from ersm_lab.data import ImageSet
 from ersm_lab.energy_theory import Landscape
@@ -105,6 +105,21 @@ def verdicts(
         rows.append([method, a.outcome, a.reason, b.outcome, b.reason])
     header = ["method", "(a) accuracy preserved", "why", "(b) sparse and adaptive", "why"]
     return Table(header=header, rows=rows, caption=f"{dataset}, {scale} scale")
+
+
+NAMES = {  # where names stand in `draw_price`, so that they do not lie on each other
+    "gentle": (6, -9),
+    "late-0.012": (-8, -9),
+    "after-group2-0.01": (-8, -9),
+    "gentle-temperature-1": (8, 8),
+    "ablation-ersm": (10, 14),
+    "ersm": (8, -8),
+    "ersm-gentle": (6, -9),
+    "longer-gentle": (-6, 12),
+    "after-group2": (8, 9),
+    "eight-neighbours": (-8, 9),
+    "random-half": (-8, 9),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,20 +237,21 @@ def draw_grid(cells: Sequence[Cell], dense: dict, *, cost: float, start: float) 
 def draw_price(
     bases: Mapping[str, str],
     *,
-    labels: Mapping[str, tuple[float, float]],
     goal: tuple[float, float],
+    labels: Mapping[str, tuple[float, float]] = NAMES,
     dataset: str = "cifar10",
     scale: str = "laptop",
 ) -> Figure:
     """Points of accuracy lost against the share of tokens dropped, one mark a method.
 
-    Bars are 95 % intervals of the loss, and the range over seeds of the share.
+    Bars are 95 % intervals of the loss, and the range over seeds of the share. Masks that are drawn by
+    lot (`controls`) are hollow.
 
     Args:
         bases: method -> the dense network that it is held against; each of them has a marker.
+        goal: share dropped, 0 to 1, and points lost; from there on and up to there is the goal.
         labels: method -> where its name stands, in points to the right of the mark (negative: to the
             left) and above it; the others have none.
-        goal: share dropped, 0 to 1, and points lost; from there on and up to there is the goal.
         dataset, scale: which records.
     """
     figure, axis = plt.subplots(figsize=(7.6, 4.6))
@@ -249,13 +265,16 @@ def draw_price(
         found = difference(group, dense)
         dropped = [100 * (1 - r["metrics"]["mask"]["kept_fraction"]) for r in group]
         x, y = fmean(dropped), -found.mean
+        mask = group[0]["config"].get("mask") or {}
+        by_lot = mask.get("preset") in controls.KINDS
         axis.errorbar(
             x,
             y,
             xerr=[[x - min(dropped)], [max(dropped) - x]],
             yerr=[[y + found.high], [-found.low - y]],
             fmt=styles[base],
-            color="0.45" if method == "random-half" else "#0072B2",
+            color="#0072B2",
+            markerfacecolor="white" if by_lot else "#0072B2",
             elinewidth=0.8,
             label=None if base in seen else f"against {base}",
         )

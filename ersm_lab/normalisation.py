@@ -52,6 +52,9 @@ class NormConfig:
         after: the group after which it replaces batch normalisation; a mask sits there.
         mask: None for a dense network.
         train_images, test_images: use so many only; None is all.
+
+    Raises:
+        ValueError: an unknown kind, no group after the mask, or a mask somewhere else.
     """
 
     backbone: CifarNetSettings
@@ -78,7 +81,7 @@ class NormConfig:
 
 
 class StandardisedWeight(nn.Module):
-    """Scaled weight standardisation of a convolution's weight, as a parametrisation of it.
+    """Scaled Weight Standardization (Brock et al., 2021) of a convolution, as a parametrisation.
 
     w_hat = RELU_GAIN (w - mean) / (std sqrt(N)), mean and std over the N inputs of a filter.
 

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from ersm_lab import runs
+from ersm_lab import evaluation, runs
 from ersm_lab.training import make_fabric
 
 
@@ -18,6 +18,30 @@ def on_the_cpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "make_fabric", functools.partial(make_fabric, device="cpu"))
         yield
+
+
+@pytest.fixture
+def killed_once(tmp_path, monkeypatch):
+    """Kills a run in its second epoch and runs it again; gives the record of the second time."""
+
+    def run_twice(run, experiment):
+        seen = []
+
+        def die(model, validation):
+            seen.append(model)
+            if len(seen) == 2:
+                raise Killed
+            return {"val_accuracy": 0.125}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, "progress", die)
+            with pytest.raises(Killed):
+                run(experiment, root=tmp_path, progress=False)
+        again = run(experiment, root=tmp_path, progress=False)
+        assert again["curve"][0]["val_accuracy"] == 0.125  # from before the kill
+        return again
+
+    return run_twice
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Killed
 from torch import nn
 
 from ersm_lab import data, evaluation, normalisation, records, runs
@@ -199,25 +198,12 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
 
 
-def test_a_dense_network_with_another_normalisation_needs_no_core(home):
+def test_a_dense_network_with_another_normalisation_needs_no_core():
     names = {path.name for path in normalisation.sources(tiny("token", mask=None))}
     assert "normalisation.py" in names and "ersm_core.py" not in names
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
-    with monkeypatch.context() as patch:
-        seen = []
-
-        def die(model, validation):
-            seen.append(model)
-            if len(seen) == 2:
-                raise Killed
-            return {"val_accuracy": 0.125}
-
-        patch.setattr(evaluation, "progress", die)
-        with pytest.raises(Killed):
-            normalisation.run(tiny(), root=tmp_path, progress=False)
-    again = normalisation.run(tiny(), root=tmp_path, progress=False)
-    assert again["curve"][0]["val_accuracy"] == 0.125  # from before the kill
+def test_a_killed_run_goes_on_and_ends_the_same(killed_once, record):
+    again = killed_once(normalisation.run, tiny())
     assert again["metrics"] == record["metrics"]
     assert again["checkpoint"] == record["checkpoint"]

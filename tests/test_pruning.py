@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import Killed
 
 from ersm_lab import data, evaluation, pruning, records, runs
 from ersm_lab.backbones import CifarNet, CifarNetSettings
@@ -191,20 +190,7 @@ def test_until_pruning_starts_training_is_that_of_the_dense_network(tmp_path):
     assert never["metrics"] == other["metrics"] and never["answers"] == other["answers"]
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
-    with monkeypatch.context() as patch:
-        seen = []
-
-        def die(model, validation):
-            seen.append(model)
-            if len(seen) == 2:
-                raise Killed
-            return {"val_accuracy": 0.125}
-
-        patch.setattr(evaluation, "progress", die)
-        with pytest.raises(Killed):
-            pruning.run(tiny(), root=tmp_path, progress=False)
-    again = pruning.run(tiny(), root=tmp_path, progress=False)
-    assert again["curve"][0]["val_accuracy"] == 0.125  # from before the kill
+def test_a_killed_run_goes_on_and_ends_the_same(killed_once, record):
+    again = killed_once(pruning.run, tiny())
     assert again["metrics"] == record["metrics"]
     assert again["checkpoint"] == record["checkpoint"]

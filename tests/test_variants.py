@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Killed
 
 from ersm_core import EnergyMask, energy_loss
 from ersm_lab import data, evaluation, records, runs, variants
@@ -295,21 +294,8 @@ def test_before_the_mask_is_on_training_is_that_of_the_dense_network(tmp_path, r
         assert second["loss"] != dense["curve"][1]["loss"] and second["regulariser"] > 0
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, records_of, monkeypatch):
-    with monkeypatch.context() as patch:
-        seen = []
-
-        def die(model, validation):
-            seen.append(model)
-            if len(seen) == 2:
-                raise Killed
-            return {"val_accuracy": 0.125}
-
-        patch.setattr(evaluation, "progress", die)
-        with pytest.raises(Killed):
-            variants.run(tiny("token"), root=tmp_path, progress=False)
-    again = variants.run(tiny("token"), root=tmp_path, progress=False)
-    assert again["curve"][0]["val_accuracy"] == 0.125  # from before the kill
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, killed_once, records_of):
+    again = killed_once(variants.run, tiny("token"))
     assert again["metrics"] == records_of("token")["metrics"]
     assert again["checkpoint"] == records_of("token")["checkpoint"]
     other = replace(tiny("token"), seed=1)
