@@ -120,8 +120,8 @@ class EnergyMask(nn.Module):
         hard: 0/1 mask (1 where z < 0) with the soft mask's gradient (straight-through, Bengio et
             al., 2013). In training z carries logistic noise (binary concrete, Maddison et al., 2017).
         noise: scale of that noise; 1 is the standard logistic, 0 none.
-        detach_pairwise: the pairwise energy sees tokens without gradient, so that features cannot
-            lower it by making neighbours dissimilar.
+        detach_pairwise: the pairwise energy sees tokens without gradient, so that neither features nor
+            the projection can lower it by making neighbours dissimilar.
         detach_tokens: all energies see tokens without gradient: the mask reads the features, and only
             the task shapes them.
         bias_init: start value of every bias; negative keeps, positive drops.

@@ -75,11 +75,12 @@ def against_own(
 
 
 def masks(methods: Sequence[str], *, dataset: str = "cifar10", scale: str = "laptop") -> Table:
-    """Kept share, its spread, and the accuracy with the mask replaced, mean ± sd over seeds, in %."""
+    """Kept share, its spreads, and the accuracy with the mask replaced, mean ± sd over seeds, in %."""
     return tables.summary(
         {
             "accuracy": "test_accuracy",
             "kept": "mask.kept_fraction",
+            "sd within an image": "mask.within_image_sd",
             "sd between images": "mask.between_images_sd",
             "other image's": "accuracy_with_mask_replaced.other_image",
             "by position": "accuracy_with_mask_replaced.position_mean",
@@ -167,38 +168,47 @@ def median_pair_cost(model: nn.Module, data: ImageSet) -> float:
     return torch.cat(costs).median().item()
 
 
-def predicted(lambda_unary: float, lambda_pair: float, *, cost: float, start: float) -> str:
-    """What the regulariser alone does to a token, a key of `PHASES` (chapter 2, T = 1).
+def predicted(
+    lambda_unary: float, lambda_pair: float, *, cost: float, start: float, temperature: float
+) -> str:
+    """What the regulariser alone does to a token, a key of `PHASES` (chapter 2).
 
     Args:
         lambda_unary, lambda_pair: the weights.
         cost: softplus(agreement) of the token.
         start: its logit when the mask is switched on.
+        temperature: T > 0 of its gate; below 1 there is a barrier for every lambda_unary > 0.
     """
     c = lambda_pair * cost
     if c == 0 and lambda_unary == 0:
         return "keeps"  # nothing moves it
-    if lambda_unary == 0 or Landscape(lambda_unary=lambda_unary).phase(c) == "drops":
+    if lambda_unary == 0:
         return "drops"
-    ridge = Landscape(lambda_unary=lambda_unary).watershed(c).item()
+    landscape = Landscape(lambda_unary=lambda_unary, temperature=temperature)
+    if landscape.phase(c) == "drops":
+        return "drops"
+    ridge = landscape.watershed(c).item()
     return "keeps" if start < ridge else "drops from its start"
 
 
-def draw_grid(cells: Sequence[Cell], dense: dict, *, cost: float, start: float) -> Figure:
+def draw_grid(
+    cells: Sequence[Cell], dense: dict, *, cost: float, start: float, temperature: float
+) -> Figure:
     """A table of cells: kept share and accuracy lost of each pair of weights, its phase as a hatch.
 
     Args:
         cells: of `grid`.
         dense: the dense network's record of the same seed.
-        cost, start: as in `predicted`.
+        cost, start, temperature: as in `predicted`.
     """
+    token = {"cost": cost, "start": start, "temperature": temperature}
     unary = sorted({c.lambda_unary for c in cells})
     pair = sorted({c.lambda_pair for c in cells})
     figure, axis = plt.subplots(figsize=(7.6, 5.0))
     shades = plt.get_cmap("Blues")
     for cell in cells:
         column, row = unary.index(cell.lambda_unary), pair.index(cell.lambda_pair)
-        phase = predicted(cell.lambda_unary, cell.lambda_pair, cost=cost, start=start)
+        phase = predicted(cell.lambda_unary, cell.lambda_pair, **token)
         hatch, _ = PHASES[phase]
         kept = cell.record["metrics"]["mask"]["kept_fraction"] if cell.record else None
         colour = "white" if kept is None else shades(0.08 + 0.42 * kept)
@@ -308,15 +318,17 @@ def draw_price(
     return figure
 
 
-def agreement_with_prediction(cells: Sequence[Cell], *, cost: float, start: float) -> Table:
+def agreement_with_prediction(
+    cells: Sequence[Cell], *, cost: float, start: float, temperature: float
+) -> Table:
     """How many cells of each predicted phase ended with most tokens kept, or most dropped."""
+    token = {"cost": cost, "start": start, "temperature": temperature}
     rows = []
     for phase, (_, words) in PHASES.items():
         chosen = [
             c.record["metrics"]["mask"]["kept_fraction"]
             for c in cells
-            if c.record
-            and predicted(c.lambda_unary, c.lambda_pair, cost=cost, start=start) == phase
+            if c.record and predicted(c.lambda_unary, c.lambda_pair, **token) == phase
         ]
         if chosen:
             most = sum(kept > 0.9 for kept in chosen)

@@ -1,4 +1,4 @@
-"""What has become of a mask: a verdict by criteria that were written down before the runs they judge.
+"""What has become of a mask: a verdict by criteria that were fixed when few of the runs were recorded.
 
 A network keeps its accuracy with a mask that says nothing, so the verdict is drawn from the mask's
 values and from what happens when it is replaced. In this order:

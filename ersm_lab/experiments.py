@@ -109,6 +109,8 @@ def _ablation(
 # together from the first step, with the weights of lambda that `stable` has.
 _LITERAL = dict(preset=None, lambda_unary=0.02, lambda_pair=0.02)
 _FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
+# The pairwise gradient ends at the projection: it may learn in what neighbours differ, features may not.
+_PROJECTION = dict(detach_pairwise=False, detach_tokens=True)
 
 LAMBDAS = (0.0, 0.01, 0.02, 0.05)  # of the grid, for the unary and the pairwise energy
 
@@ -116,6 +118,7 @@ METHODS: dict[str, Row] = {
     "dense": Row(checkpoint=True),
     "ersm": Row(mask=_mask(), checkpoint=True),
     "ersm-gentle": Row(mask=_mask(lambda_pair=0.01), train=dict(mask_start=0.3)),
+    "ersm-gentle-0.008": Row(mask=_mask(lambda_pair=0.008), train=dict(mask_start=0.3)),
     "ablation-dense": _ablation(checkpoint=True),
     "ablation-ersm": _ablation(_mask(), checkpoint=True),
     # the literal layer and what becomes of it
@@ -128,6 +131,9 @@ METHODS: dict[str, Row] = {
     "noise-at-first": _ablation(_mask(noise=1.0)),
     "noise-to-the-end": _ablation(_mask(noise=1.0), mask_noise_stop=1.0),
     "attached-pairwise": _ablation(_mask(detach_pairwise=False)),
+    "attached-projection": _ablation(_mask(**_PROJECTION)),
+    "attached-projection-0.03": _ablation(_mask(**_PROJECTION, lambda_pair=0.03)),
+    "attached-projection-0.04": _ablation(_mask(**_PROJECTION, lambda_pair=0.04)),
     "mask-from-start": _ablation(_mask(), **_FROM_THE_START),
     "no-ramp": _ablation(_mask(), mask_ramp=0.0),
     "bias-plus-one": _ablation(_mask(bias_init=1.0)),
@@ -153,6 +159,10 @@ METHODS: dict[str, Row] = {
     "after-group2": _ablation(_mask(layer="group2")),
     "after-group2-0.01": _ablation(_mask(layer="group2", lambda_pair=0.01)),
     "after-group2-0.013": _ablation(_mask(layer="group2", lambda_pair=0.013)),
+    # before the pooling, where the published protocol has its mask, in a network trained end to end
+    "after-group3": _ablation(_mask(layer="group3"), seeds=1),
+    "after-group3-0.05": _ablation(_mask(layer="group3", lambda_pair=0.05), seeds=1),
+    "after-group3-0.03": _ablation(_mask(layer="group3", lambda_pair=0.03), seeds=1),
     "two-places": _ablation(_mask(layer=("group1", "group2"))),
     # controls
     "random-half": _ablation(_mask(preset="random", keep=0.5), checkpoint=True),
@@ -194,15 +204,25 @@ BASELINES: dict[str, dict] = {
     "isvs-iterative": dict(smoothing=Smoothing(stages=((0.0, 0.8), (0.3, 0.6), (0.6, 0.0)))),
     "low-pass": dict(smoothing=Smoothing(stages=((0.0, 0.6),), low_pass=True)),
     "sdnet": dict(coding=Coding()),
-    "sdnet-all": dict(coding=Coding(layers=None), seeds=1),
+    "sdnet-all": dict(coding=Coding(layers=None)),
 }
 
-# Something else than zero in a dropped token's place (chapter 9), on the ablation's network.
-VARIANTS: dict[str, dict] = {
-    f"ersm-{kind}{suffix}": dict(dropped=kind, augment=augment)
-    for suffix, augment in (("-cutout", Augment(cutout=12)), ("", Augment()))
-    for kind in variants.KINDS
-}
+# Something else than zero in a dropped token's place (chapters 6 and 9), on the ablation's network.
+VARIANTS: dict[str, dict] = (
+    {
+        f"ersm-{kind}-cutout": dict(
+            dropped=kind, mask=_mask(), train=dict(augment=Augment(cutout=12)), checkpoint=True
+        )
+        for kind in variants.KINDS
+    }
+    | {f"ersm-{kind}": dict(dropped=kind, mask=_mask(), train={}) for kind in variants.KINDS}
+    | {
+        f"gentle-mean{suffix}": dict(
+            dropped="mean", mask=_mask(lambda_pair=pair), train=dict(mask_start=0.3), seeds=seeds
+        )
+        for suffix, pair, seeds in (("", 0.01, 1), ("-0.015", 0.015, 3))
+    }
+)
 
 # Another normalisation after the mask (chapter 6), on the ablation's network. Its optimiser, one for
 # all of them, is the one of two trials on validation images in which all dense networks learn; weights
@@ -275,13 +295,14 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
             scale,
             seed,
             VariantConfig(
-                mask=_mask(),
+                mask=row["mask"],
                 dropped=row["dropped"],
-                **_ablation_parts(scale, train, row["augment"]),
+                **_ablation_parts(scale, replace(train, **row["train"])),
             ),
+            checkpoint=row.get("checkpoint", False),
         )
         for method, row in VARIANTS.items()
-        for seed in range(SEEDS[scale])
+        for seed in range(min(row.get("seeds", 3), SEEDS[scale]))
     ]
     pruned = [
         _experiment(
@@ -319,11 +340,11 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     return trained + compared + varied + pruned + normalised + published
 
 
-def _ablation_parts(scale: str, train: TrainSettings, augment: Augment | None = None) -> dict:
+def _ablation_parts(scale: str, train: TrainSettings) -> dict:
     """What every network of the ablation has in common, as settings of its config."""
     return dict(
         backbone=ABLATION_BACKBONE[scale],
-        train=replace(train, augment=augment) if augment else train,
+        train=train,
         train_images=IMAGES[scale],
         test_images=IMAGES[scale],
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ersm_lab import data, evaluation, experiments, figures, records, runs
+from ersm_lab import collapse, data, evaluation, experiments, figures, records, runs
 from ersm_lab.checkpoints import save_atomically
 from ersm_lab.training import make_fabric, train
 
@@ -28,7 +28,8 @@ class Film:
         images: uint8 (N, 32, 32, 3), the images whose masks were filmed.
         masks: (E, N, 1, h, w), as in a test, after every epoch; 1 while the mask was off.
         curve: of `training.train`, a row an epoch.
-        metrics: on unseen images; `accuracy`, `mask` and `accuracy_with_mask_replaced` of a record.
+        metrics: on unseen images; `test_accuracy`, `mask` and `accuracy_with_mask_replaced` as in a
+            record, and the `shares` of `collapse.variance_shares`.
     """
 
     method: str
@@ -106,6 +107,7 @@ def shoot(
         "test_accuracy": evaluation.accuracy(model, unseen),
         "mask": evaluation.mask_statistics(own, unseen.labels, len(unseen.classes)),
         "accuracy_with_mask_replaced": evaluation.mask_controls(model, unseen, own),
+        "shares": collapse.variance_shares(own),
     }
     film = Film(
         method=method,
@@ -121,7 +123,7 @@ def shoot(
 
 def _place(experiment: runs.Experiment, sizes: list) -> Path:
     """The file of a film, named after all that decides it."""
-    code = [*runs.sources(experiment), Path(__file__)]
+    code = [*runs.sources(experiment), Path(__file__), Path(collapse.__file__)]
     decisive = [records.source_hash(code)[0], records.plain(experiment.config), sizes]
     decisive += [experiment.seed, torch.__version__]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]

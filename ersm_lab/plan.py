@@ -31,7 +31,7 @@ CARDS: dict[str, tuple[str, ...]] = {
     "sdnet": (*_CARD, "lambda"),
     "sdnet-all": ("lambda",),
     "pruned": _CARD,
-} | {method: ("occlusion",) for method in experiments.VARIANTS}
+} | {method: ("occlusion",) for method in experiments.VARIANTS if method.endswith("-cutout")}
 # Where the true objects are known: data set, its suite, whose networks.
 ON_SHAPES = (
     ("shapes", "objects", ("ablation-dense", "ablation-ersm")),

@@ -1,7 +1,7 @@
 """Verdicts and pictures of the published-protocol chapter, drawn from its records.
 
-The criteria, written down before the runs that they judge were done, though not before a first
-exploration with one seed. A gap is the difference of two numbers of the same seed; its spread is the
+The criteria were committed when earlier recordings of most rows stood already; all rows were recorded
+anew since. A gap is the difference of two numbers of the same seed; its spread is the
 standard deviation over seeds (n - 1).
 
 does the weight matter   gap of the mean mask to the row without energy (lambda = 0):

@@ -7,6 +7,7 @@ import torch
 from ersm_core import attach_energy_mask, energy_states
 from ersm_lab import ablation, backbones, data, runs
 from ersm_lab.ablation import Cell, predicted
+from ersm_lab.energy_theory import Landscape
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,16 @@ from ersm_lab.ablation import Cell, predicted
     ],
 )
 def test_prediction_follows_the_watershed(unary, pair, start, phase):
-    assert predicted(unary, pair, cost=2.0, start=start) == phase
+    assert predicted(unary, pair, cost=2.0, start=start, temperature=1.0) == phase
+
+
+def test_a_colder_gate_has_a_barrier_at_every_cost():
+    token = dict(cost=2.0, start=-1.0, temperature=0.5)
+    assert predicted(0.1, 0.1, **token) == "drops from its start"  # at T = 1 it had no choice
+    assert predicted(0.1, 0.1, **(token | {"start": -5.0})) == "keeps"
+    ridge = Landscape(lambda_unary=0.1, temperature=0.5).watershed(0.2).item()
+    assert predicted(0.1, 0.1, **(token | {"start": ridge - 1e-3})) == "keeps"
+    assert predicted(0.1, 0.1, **(token | {"start": ridge + 1e-3})) == "drops from its start"
 
 
 @pytest.fixture
@@ -62,7 +72,7 @@ CELLS = [
 
 def test_the_grid_shows_kept_share_accuracy_and_what_is_missing():
     dense = {"seed": 0, "metrics": {"test_accuracy": 0.88}}
-    figure = ablation.draw_grid(CELLS, dense, cost=2.0, start=-1.0)
+    figure = ablation.draw_grid(CELLS, dense, cost=2.0, start=-1.0, temperature=1.0)
     (axis,) = figure.axes
     texts = [text.get_text() for text in axis.texts]
     assert "100 % kept\n+0.0 points" in texts and "25 % kept\n-3.0 points" in texts
@@ -73,7 +83,7 @@ def test_the_grid_shows_kept_share_accuracy_and_what_is_missing():
 
 
 def test_agreement_counts_cells_by_prediction():
-    table = ablation.agreement_with_prediction(CELLS, cost=2.0, start=-1.0)
+    table = ablation.agreement_with_prediction(CELLS, cost=2.0, start=-1.0, temperature=1.0)
     kept, dropped = table.rows
     assert kept[1:] == ["1", "1", "100 to 100 %"]
     assert dropped[1:] == ["2", "1", "25 to 95 %"]

@@ -163,5 +163,6 @@ def test_a_mask_held_at_the_centre_is_a_fixed_pattern():
         "ablation-ersm", images=2, train_images=64, epochs=1, change=mask_film.hold_centre
     )
     assert film.metrics["mask"]["kept_fraction"] == pytest.approx(0.25)
+    assert film.metrics["shares"] == pytest.approx({"position": 1, "image": 0, "both": 0}, abs=1e-6)
     verdict = collapse.verdict({"name": "film", "metrics": film.metrics})
     assert verdict.kind == "fixed pattern"
