@@ -1,6 +1,7 @@
 """The ledger of claims: what each paper says, what would count, and what the records say.
 
-Every criterion was written and committed before the runs that it judges. Outcomes: *reproduced*,
+Every criterion was written and committed before the runs that it judges, but for that of SDNet 1, which
+came with its records; none was changed afterwards. Outcomes: *reproduced*,
 *partly*, *not reproduced*; *open* where the interval decides nothing or seeds are missing; *not yet run*
 where no record speaks of it; *untestable here* where this bench has no means to.
 Differences are paired over seeds and test images, with 95 % intervals (`statistics.difference`).
