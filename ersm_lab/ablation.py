@@ -111,7 +111,7 @@ def verdicts(
 NAMES = {  # where names stand in `draw_price`, so that they do not lie on each other
     "gentle": (6, -9),
     "late-0.012": (-8, -9),
-    "after-group2-0.01": (-8, -9),
+    "after-group2-0.01": (8, -11),
     "gentle-temperature-1": (8, 8),
     "ablation-ersm": (10, 14),
     "ersm": (8, -8),
@@ -120,6 +120,8 @@ NAMES = {  # where names stand in `draw_price`, so that they do not lie on each 
     "after-group2": (8, 9),
     "eight-neighbours": (-8, 9),
     "random-half": (-8, 9),
+    "attached-projection": (-8, 9),
+    "after-group3-0.05": (-2, 46),
 }
 
 
