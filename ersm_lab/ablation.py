@@ -74,13 +74,19 @@ def against_own(
     return Table(header=header, rows=rows, caption=caption)
 
 
-def masks(methods: Sequence[str], *, dataset: str = "cifar10", scale: str = "laptop") -> Table:
-    """Kept share, its spreads, and the accuracy with the mask replaced, mean ± sd over seeds, in %."""
+def masks(
+    methods: Sequence[str], *, within: bool = False, dataset: str = "cifar10", scale: str = "laptop"
+) -> Table:
+    """Kept share, its spread, and the accuracy with the mask replaced, mean ± sd over seeds, in %.
+
+    `within` adds the mask's standard deviation within an image, in a column of its own.
+    """
+    spread = {"sd within an image": "mask.within_image_sd"} if within else {}
     return tables.summary(
         {
             "accuracy": "test_accuracy",
             "kept": "mask.kept_fraction",
-            "sd within an image": "mask.within_image_sd",
+            **spread,
             "sd between images": "mask.between_images_sd",
             "other image's": "accuracy_with_mask_replaced.other_image",
             "by position": "accuracy_with_mask_replaced.position_mean",

@@ -212,3 +212,8 @@ def test_the_price_is_drawn_where_records_are(monkeypatch):
     assert left == 30 and low + height == pytest.approx(0.5)
     assert left + width == pytest.approx(axis.get_xlim()[1])
     plt.close("all")
+
+
+def test_the_spread_within_images_is_a_column_of_its_own():
+    plain, more = (ablation.masks(["ablation-ersm"], within=w).header for w in (False, True))
+    assert [name for name in more if name not in plain] == ["sd within an image"]
