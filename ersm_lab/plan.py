@@ -31,7 +31,9 @@ CARDS: dict[str, tuple[str, ...]] = {
     "sdnet": (*_CARD, "lambda"),
     "sdnet-all": ("lambda",),
     "pruned": _CARD,
-} | {method: ("occlusion",) for method in experiments.VARIANTS if method.endswith("-cutout")}
+} | {
+    method: ("occlusion",) for method, row in experiments.VARIANTS.items() if row.get("checkpoint")
+}
 # Where the true objects are known: data set, its suite, whose networks.
 ON_SHAPES = (
     ("shapes", "objects", ("ablation-dense", "ablation-ersm")),
