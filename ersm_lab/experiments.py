@@ -134,6 +134,12 @@ METHODS: dict[str, Row] = {
     "ersm-late-0.012": Row(mask=_mask(lambda_pair=0.012)),
     "ersm-after-group2-0.01": Row(mask=_mask(layer="group2", lambda_pair=0.01)),
     "ersm-after-group2-0.012": Row(mask=_HIGHER),
+    "ersm-after-group2-pair-0.008": Row(
+        mask=_mask(layer="group2", lambda_unary=0.0, lambda_pair=0.008)
+    ),
+    "ersm-after-group2-pair-0.01": Row(
+        mask=_mask(layer="group2", lambda_unary=0.0, lambda_pair=0.01)
+    ),
     "fresh-dense": Row(fresh=5),
     "fresh-ersm": Row(mask=_HIGHER, fresh=5),
     "ablation-dense": _ablation(checkpoint=True),
