@@ -402,26 +402,35 @@ def _without_mask(config: Mapping) -> dict:
 def on_validation(
     methods: Sequence[str], *, base: str, dataset: str = "cifar10", scale: str = "laptop"
 ) -> Table:
-    """Validation accuracy minus that of a base method, and the share kept there, over all seeds.
+    """Validation accuracy minus that of a base method, over all seeds, and what is kept there.
 
-    Arguments as of `differences`. No interval: records hold answers to test images only.
+    The last column, what another image's mask costs in each seed, tells a mask that belongs to its
+    image. Arguments as of `differences`. No interval: records hold answers to test images only.
     """
     dense = {r["seed"]: r for r in of(base, dataset=dataset, scale=scale)}
     rows = []
     for method in methods:
         group = [r for r in of(method, dataset=dataset, scale=scale) if r["seed"] in dense]
         if not group:
-            rows.append([method, "0", "not recorded yet", "–", "–"])
+            rows.append([method, "0", "not recorded yet", "–", "–", "–"])
             continue
         gaps = [
             100 * (r["metrics"]["val_accuracy"] - dense[r["seed"]]["metrics"]["val_accuracy"])
             for r in group
         ]
-        kept = [100 * r["metrics"]["validation"]["mask"]["kept_fraction"] for r in group]
+        seen = [r["metrics"]["validation"] for r in group]
+        kept = [100 * found["mask"]["kept_fraction"] for found in seen]
+        others = [found["accuracy_with_mask_replaced"]["other_image"] for found in seen]
+        costs = [
+            100 * (r["metrics"]["val_accuracy"] - other)
+            for r, other in zip(group, others, strict=True)
+        ]
         each = ", ".join(f"{gap:+.2f}" for gap in gaps)
-        cells = [f"{fmean(gaps):+.2f}", each, f"{fmean(kept):.0f} %"]
+        costs = ", ".join(f"{cost:.1f}" for cost in costs)
+        cells = [f"{fmean(gaps):+.2f}", each, f"{fmean(kept):.0f} %", costs]
         rows.append([method, str(len(group)), *cells])
     header = ["method", "seeds", "difference", "seed by seed", "kept"]
+    header += ["other image's mask costs [points]"]
     caption = (
         f"Validation accuracy minus that of {base}, {dataset}, {scale} scale, percentage points"
     )

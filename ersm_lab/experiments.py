@@ -122,6 +122,7 @@ _FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
 _PROJECTION = dict(detach_pairwise=False, detach_tokens=True)
 
 _HIGHER = _mask(layer="group2", lambda_pair=0.012)
+_PAIR_ALONE = _mask(layer="group2", lambda_unary=0.0, lambda_pair=0.008)
 
 LAMBDAS = (0.0, 0.01, 0.02, 0.05)  # of the grid, for the unary and the pairwise energy
 
@@ -131,17 +132,12 @@ METHODS: dict[str, Row] = {
     "ersm-gentle": Row(mask=_mask(lambda_pair=0.01), train=dict(mask_start=0.3)),
     "ersm-gentle-0.008": Row(mask=_mask(lambda_pair=0.008), train=dict(mask_start=0.3)),
     # full width, one stage up; chosen on validation images of three seeds, tried again on fresh ones
-    "ersm-late-0.012": Row(mask=_mask(lambda_pair=0.012)),
     "ersm-after-group2-0.01": Row(mask=_mask(layer="group2", lambda_pair=0.01)),
-    "ersm-after-group2-0.012": Row(mask=_HIGHER),
-    "ersm-after-group2-pair-0.008": Row(
-        mask=_mask(layer="group2", lambda_unary=0.0, lambda_pair=0.008)
-    ),
-    "ersm-after-group2-pair-0.01": Row(
-        mask=_mask(layer="group2", lambda_unary=0.0, lambda_pair=0.01)
-    ),
+    "ersm-after-group2-0.012": Row(mask=_HIGHER, checkpoint=True),
+    "ersm-after-group2-pair": Row(mask=_PAIR_ALONE),
     "fresh-dense": Row(fresh=5),
     "fresh-ersm": Row(mask=_HIGHER, fresh=5),
+    "fresh-pair": Row(mask=_PAIR_ALONE, fresh=5),
     "ablation-dense": _ablation(checkpoint=True),
     "ablation-ersm": _ablation(_mask(), checkpoint=True),
     # the literal layer and what becomes of it

@@ -158,6 +158,7 @@ def test_the_search_orders_by_validation_and_admits_only_masks_that_adapt(monkey
 def test_validation_is_compared_seed_by_seed_where_both_are(monkeypatch):
     def one(seed, val, kept):
         validation = {"mask": {"kept_fraction": kept}}
+        validation["accuracy_with_mask_replaced"] = {"other_image": 0.85}
         return {"seed": seed, "metrics": {"val_accuracy": val, "validation": validation}}
 
     groups = {
@@ -166,7 +167,7 @@ def test_validation_is_compared_seed_by_seed_where_both_are(monkeypatch):
     }
     monkeypatch.setattr(ablation, "of", lambda method, **place: groups.get(method, []))
     table = ablation.on_validation(["masked", "missing"], base="dense")
-    assert table.rows[0] == ["masked", "2", "-1.50", "-1.00, -2.00", "60 %"]
+    assert table.rows[0] == ["masked", "2", "-1.50", "-1.00, -2.00", "60 %", "2.0, 3.0"]
     assert table.rows[1][:3] == ["missing", "0", "not recorded yet"]
 
 
