@@ -132,7 +132,6 @@ METHODS: dict[str, Row] = {
     "ersm-gentle": Row(mask=_mask(lambda_pair=0.01), train=dict(mask_start=0.3)),
     "ersm-gentle-0.008": Row(mask=_mask(lambda_pair=0.008), train=dict(mask_start=0.3)),
     # full width, one stage up; chosen on validation images of three seeds, tried again on fresh ones
-    "ersm-after-group2-0.01": Row(mask=_mask(layer="group2", lambda_pair=0.01)),
     "ersm-after-group2-0.012": Row(mask=_HIGHER, checkpoint=True),
     "ersm-after-group2-pair": Row(mask=_PAIR_ALONE),
     "fresh-dense": Row(fresh=5),
