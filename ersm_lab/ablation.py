@@ -129,7 +129,7 @@ NAMES = {  # where names stand in `draw_price`, so that they do not lie on each 
     "attached-projection": (-8, 9),
     "after-group3-0.05": (-2, 46),
     "fresh-ersm": (8, -8),
-    "fresh-pair": (8, -8),
+    "fresh-pair": (-6, -14),
 }
 
 
