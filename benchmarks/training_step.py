@@ -3,7 +3,7 @@
 Every round times one step of each variant, in turn, so that whatever else the machine does falls on
 all of them; the table gives medians over rounds and their ratio.
 
-    python benchmarks/training_step.py [--rounds 15] [--batch 512] [--threads 2]
+    python benchmarks/training_step.py [--rounds 15] [--batch 512] [--threads 2] [--precision 32-true]
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ersm_lab.training import TrainSettings, make_optimiser, resolve_precision
 
 
 def step_of(
-    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, masked: bool
+    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, masked: bool, precision: str
 ) -> Callable[[], None]:
     """One whole training step: forward, backward, optimiser."""
     settings = TrainSettings(epochs=1, learning_rate=1e-3, norm_lr_factor=1.0)
     model = model.to(x.device, memory_format=torch.channels_last).train()
     optimiser = make_optimiser(model, settings)
-    low = resolve_precision("auto", x.device.type) == "bf16-mixed"
+    low = precision == "bf16-mixed"
 
     def step() -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
@@ -75,10 +75,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--resnet-batch", type=int, default=64)
+    precisions = ("auto", "bf16-mixed", "32-true")
+    parser.add_argument(
+        "--precision", choices=precisions, help="else single, and what training takes"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = [arguments.precision] if arguments.precision else ["32-true", "auto"]
+    for precision in dict.fromkeys(resolve_precision(each, device) for each in chosen):
+        measure(arguments, device, precision)
+
+
+def measure(arguments: argparse.Namespace, device: str, precision: str) -> None:
+    """Print the tables of one precision."""
     images = data.load(data.default_dataset(), "train", limit=5_000).to(device)
     batches = images.batches(batch_size=arguments.batch, augment=Augment(), seed=0)
 
@@ -91,8 +102,8 @@ def main() -> None:
     loader = stream()
     x, labels = next(loader)
     print(
-        f"{images.name}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{resolve_precision('auto', device)}"
+        f"\n{images.name}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{precision}"
     )
 
     def laptop(layer: str | None) -> nn.Module:
@@ -101,9 +112,9 @@ def main() -> None:
         model.whiten(images.normalise(images.images))
         return attach_energy_mask(model, layer, preset="stable") if layer else model
 
-    variants = {"dense": step_of(laptop(None), x, labels, False)}
+    variants = {"dense": step_of(laptop(None), x, labels, False, precision)}
     for layer in ("group1", "group2"):
-        variants[f"mask after {layer}"] = step_of(laptop(layer), x, labels, True)
+        variants[f"mask after {layer}"] = step_of(laptop(layer), x, labels, True, precision)
     seconds = side_by_side(variants, arguments.rounds)
     report(f"Laptop preset, batch {arguments.batch}: whole steps", seconds, "dense", whole=True)
     on = 1 - experiments.TRAIN["laptop"].mask_start
@@ -125,8 +136,8 @@ def main() -> None:
         return attach_energy_mask(model, layer, preset="stable") if layer else model
 
     variants = {
-        "dense": step_of(resnet(None), x, labels, False),
-        "mask after layer2": step_of(resnet("layer2"), x, labels, True),
+        "dense": step_of(resnet(None), x, labels, False, precision),
+        "mask after layer2": step_of(resnet("layer2"), x, labels, True, precision),
     }
     seconds = side_by_side(variants, max(5, arguments.rounds // 2))
     report(f"ResNet-18, batch {arguments.resnet_batch}: whole steps", seconds, "dense", whole=True)
