@@ -121,6 +121,7 @@ _FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
 # The pairwise gradient ends at the projection: it may learn in what neighbours differ, features may not.
 _PROJECTION = dict(detach_pairwise=False, detach_tokens=True)
 
+# One stage up: a little more than half of the usual pairwise weight, and less of it without the unary.
 _HIGHER = _mask(layer="group2", lambda_pair=0.012)
 _PAIR_ALONE = _mask(layer="group2", lambda_unary=0.0, lambda_pair=0.008)
 

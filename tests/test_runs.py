@@ -216,6 +216,22 @@ def test_without_a_record_none_counts(tmp_path):
 # --- the list --------------------------------------------------------------------------------------
 
 
+def test_what_was_chosen_is_tried_again_on_seeds_of_its_own():
+    pairs = {
+        "fresh-dense": "dense",
+        "fresh-ersm": "ersm-after-group2-0.012",
+        "fresh-pair": "ersm-after-group2-pair",
+    }
+    rows = experiments.experiments("laptop", dataset="cifar10")
+    for fresh, chosen in pairs.items():
+        again = [e for e in rows if e.method == fresh]
+        first = [e for e in rows if e.method == chosen]
+        assert {e.seed for e in again} == {3, 4, 5, 6, 7} and {e.seed for e in first} == {0, 1, 2}
+        assert all(e.config == first[0].config for e in again)
+    (smoke,) = [e for e in experiments.experiments("smoke") if e.method == "fresh-ersm"]
+    assert smoke.seed == 0
+
+
 def test_laptop_has_dense_and_masked_networks_with_three_seeds_each():
     rows = experiments.experiments("laptop", dataset="cifar10")
     assert len({e.name for e in rows}) == len(rows)
