@@ -105,6 +105,25 @@ def judge(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def probe(options: argparse.Namespace) -> int:
+    """Runs the probes of the records: does the code still do what it did when they were made?"""
+    from . import probes, standing
+
+    found = [r for r in records.read_all() if _asked_for(r, options.names)]
+    if not found:
+        raise ValueError(f"no record has one of the names {', '.join(options.names)}")
+    need = [one for record in found for one in probes.of_record(record)]
+    outcomes, failed = probes.take_all(need, jobs=options.jobs)
+    print(f"wrote {standing.keep(outcomes)}")
+    for name, error in failed.items():
+        print(f"failed: {name}: {type(error).__name__}: {_message(error)}")
+    return 1 if failed else 0
+
+
+def _asked_for(record: dict[str, Any], names: Sequence[str]) -> bool:
+    return not names or record["name"] in names or record["method"] in names
+
+
 def compare(options: argparse.Namespace) -> int:
     """Metric-by-metric table of two records."""
     a, b = records.read(options.a), records.read(options.b)
@@ -456,6 +475,12 @@ def _parser() -> argparse.ArgumentParser:
         "--suites", metavar="SUITE,SUITE", help="default: all that the data set can be asked"
     )
     judging_.add_argument("--force", action="store_true", help="also where the record is current")
+
+    probing = verb(probe)
+    probing.add_argument("names", nargs="*", metavar="NAME", help="of records, or methods")
+    probing.add_argument(
+        "--jobs", type=int, metavar="N", help="at the same time; default: one a core"
+    )
 
     comparing = verb(compare)
     comparing.add_argument("a", metavar="NAME")

@@ -472,11 +472,15 @@ def find(name: str) -> Experiment:
     Raises:
         LookupError: no such experiment; the message gives the nearest names.
     """
-    known = {e.name: e for s in SEEDS for d in data.DATASETS for e in experiments(s, dataset=d)}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
-        raise LookupError(f"no experiment {name!r}; nearest names: {', '.join(near)}")
-    return known[name]
+    scale, _, rest = name.partition("/")
+    dataset = rest.partition("/")[0]
+    if scale in SEEDS and dataset in data.DATASETS:
+        found = (e for e in experiments(scale, dataset=dataset) if e.name == name)
+        if experiment := next(found, None):
+            return experiment
+    known = [e.name for s in SEEDS for d in data.DATASETS for e in experiments(s, dataset=d)]
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
+    raise LookupError(f"no experiment {name!r}; nearest names: {', '.join(near)}")
 
 
 def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | None:

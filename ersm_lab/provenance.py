@@ -62,6 +62,18 @@ def source_hash(
     return _sha256("".join(f"{file}\0{value}\n" for file, value in hashes.items())), hashes
 
 
+def code_hash() -> str:
+    """Hash of all code that can decide a result: `ersm_core.py` and `ersm_lab/`."""
+    base = code_folder()
+    files = [base / "ersm_core.py", *sorted((base / "ersm_lab").rglob("*.py"))]
+    return _code_hash(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=2)
+def _code_hash(files: tuple[tuple[Path, int], ...]) -> str:
+    return source_hash([path for path, _ in files])[0]
+
+
 def describe_device(device: Any = "cpu", precision: str | None = None) -> dict[str, Any]:
     """Describes the machine a run was made on.
 

@@ -171,12 +171,17 @@ def write(record: Mapping[str, Any], *, root: str | Path | None = None) -> Path:
     _validate(record, "the record")
     record = {field: record[field] for field in _validator().schema["required"]}  # one order
     path = results_dir(root) / f"{record['name']}.json"
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_whole(path, text + "\n")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file as a whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with draft.open("x", encoding="utf-8") as file:
-            json.dump(record, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
