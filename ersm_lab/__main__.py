@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,24 +30,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def list_(options: argparse.Namespace) -> int:
-    """Table of the records."""
+    """Table of the records, and which of them still stand."""
     asked = {"scale": options.scale, "dataset": options.dataset, "method": options.method}
     found = records.read_all(**asked)
     if not found:
         print(f"no such records in {records.results_dir()}")
         return 0
+    stands = _standings(found)
     rows = [
-        (r["name"], _key_metric(r), _number(sum(r["seconds"].values())), _state(r), _commit(r))
-        for r in found
+        (r["name"], _key_metric(r), _number(sum(r["seconds"].values())), state.state, _commit(r))
+        for r, state in zip(found, stands, strict=True)
     ]
-    print(_table(("record", KEY_METRIC, "seconds", "sources", "commit"), rows))
+    print(_table(("record", KEY_METRIC, "seconds", "state", "commit"), rows))
+    counts = Counter(state.state for state in stands)
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    _print_why(found, stands)
     return 0
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the experiments that have no valid, current record."""
-    from . import experiments, protocol_runs
+    """Runs the experiments that have no record that stands."""
+    import torch
 
+    from . import experiments, probes, protocol_runs
+
+    torch.set_num_threads(options.threads)
     chosen = _chosen(options)
     maps = protocol_runs.Maps()
     done, left, failed = [], [], {}
@@ -54,13 +63,14 @@ def run(options: argparse.Namespace) -> int:
         label = f"[{number}/{len(chosen)}] {name}"
         try:
             if not options.force and experiments.valid_record(experiment) is not None:
-                print(f"{label}: its record is valid and current, left as it is", flush=True)
+                print(f"{label}: its record stands, left as it is", flush=True)
                 left.append(name)
                 continue
-            print(f"{label}: {_why(name, options.force)}, runs", flush=True)
+            print(f"{label}: {_why(experiment, options.force)}, runs", flush=True)
             if options.dry_run:
                 continue
-            record = experiments.run(experiment, maps=maps, progress=True)
+            probe = probes.taken(experiment)
+            record = experiments.run(experiment, maps=maps, probe=probe, progress=True)
         except Exception as error:  # the other experiments still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
@@ -77,9 +87,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def judge(options: argparse.Namespace) -> int:
-    """Asks trained networks the suites of `judging` that have no valid, current record."""
-    from . import experiments, judging
+    """Asks trained networks the suites of `judging` that have no record that stands."""
+    import torch
 
+    from . import experiments, judging, probes
+
+    torch.set_num_threads(options.threads)
     chosen = [experiments.find(name) for name in options.names]
     asked = [(e, suite) for e in chosen for suite in _suites(options.suites, e.dataset)]
     done, left, failed = [], [], {}
@@ -88,11 +101,12 @@ def judge(options: argparse.Namespace) -> int:
         label = f"[{number}/{len(asked)}] {name}"
         try:
             if not options.force and judging.valid_judgement(experiment, suite) is not None:
-                print(f"{label}: its record is valid and current, left as it is", flush=True)
+                print(f"{label}: its record stands, left as it is", flush=True)
                 left.append(name)
                 continue
             print(f"{label}: {experiment.name} is asked", flush=True)
-            record = judging.judge(experiment, suite, progress=True)
+            probe = probes.taken(experiment, suite)
+            record = judging.judge(experiment, suite, probe=probe, progress=True)
         except Exception as error:  # the other suites still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
@@ -112,12 +126,46 @@ def probe(options: argparse.Namespace) -> int:
     found = [r for r in records.read_all() if _asked_for(r, options.names)]
     if not found:
         raise ValueError(f"no record has one of the names {', '.join(options.names)}")
-    need = [one for record in found for one in probes.of_record(record)]
+    need = [one for record in found for one in _probes_of(record)]
     outcomes, failed = probes.take_all(need, jobs=options.jobs)
     print(f"wrote {standing.keep(outcomes)}")
+    stands = _standings(found, outcomes)
+    counts = Counter(state.state for state in stands)
+    print(f"{len(outcomes)} probes of {len(found)} records:", end=" ")
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    _print_why(found, stands)
     for name, error in failed.items():
-        print(f"failed: {name}: {type(error).__name__}: {_message(error)}")
-    return 1 if failed else 0
+        absent = name.startswith("data/") and isinstance(error, FileNotFoundError)
+        print(f"{'not at hand' if absent else 'failed'}: {name}: {_message(error)}")
+        if absent:
+            failed[name] = None
+    return 1 if counts[standing.CURRENT] < len(found) or any(failed.values()) else 0
+
+
+def _probes_of(record: dict[str, Any]) -> list[Any]:
+    from . import probes
+
+    try:
+        return probes.of_record(record)
+    except LookupError:  # its experiment is listed no more, which its standing says
+        return []
+
+
+def _standings(found: Sequence[dict[str, Any]], outcomes: Any = None) -> list[Any]:
+    from . import plan
+
+    return [plan.standing_of(record, outcomes=outcomes) for record in found]
+
+
+def _print_why(found: Sequence[dict[str, Any]], stands: Sequence[Any]) -> None:
+    """The records that do not stand; those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for record, state in zip(found, stands, strict=True):
+        if state.why:
+            reasons.setdefault(f"{state.state}: {state.why}", []).append(record["name"])
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        print(f"{', '.join(names[:4])}{more}: {reason}")
 
 
 def _asked_for(record: dict[str, Any], names: Sequence[str]) -> bool:
@@ -226,21 +274,27 @@ def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) ->
         found: the records.
         claims_: of the ledger.
     """
+    stands = _standings(found)
     parts = [
         "# Status of the records",
-        "This page is generated from the records when the book is built. A record is *current* "
-        "when the code it ran hashes the same today, *stale* when that code has changed since.",
+        "This page is generated from the records when the book is built. A record is *current* while the "
+        "code does what it did when the record was made: its probes, tiny runs of its own settings, give "
+        "the same numbers. It is *unverified* where the code has changed and they have not been run, "
+        "and *stale* where they differ.",
     ]
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in found:
         groups.setdefault(records.group(record), []).append(record)
-    stale = sum(not records.is_current(record) for record in found)
+    counts = Counter(state.state for state in stands)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     parts.append(
-        f"Records: {len(found)}, in {len(groups)} groups; current: {len(found) - stale}, "
-        f"stale: {stale}."
+        f"Records: {len(found)}, in {len(groups)} groups; {told}."
         if found
         else "There are no records yet."
     )
+    again = _verified()
+    if again:
+        parts.append(again)
     if claims_:
         parts += [
             "## The claims",
@@ -264,18 +318,18 @@ def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) ->
         "Mean ± standard deviation over the seeds.",
         _table(header, rows),
     ]
-    header = ("record", "test accuracy", "seconds", "machine", "versions", "commit", "sources")
+    header = ("record", "test accuracy", "seconds", "machine", "versions", "commit", "state")
     rows = [
         (
             f"`{r['name']}`",
             _key_metric(r),
             _number(sum(r["seconds"].values())),
-            _machine(r),
-            ", ".join(f"{name} {version}" for name, version in r["packages"].items() if version),
+            _plain_text(_machine(r)),
+            _plain_text(", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)),
             _commit(r),
-            _state(r),
+            state.state,
         )
-        for r in found
+        for r, state in zip(found, stands, strict=True)
     ]
     parts += [
         "## Every record",
@@ -323,16 +377,18 @@ def _suites(asked: str | None, dataset: str) -> Sequence[str]:
     return suites
 
 
-def _why(name: str, force: bool) -> str:
+def _why(experiment: Any, force: bool) -> str:
+    from . import experiments
+
     if force:
         return "forced"
     try:
-        record = records.read(name)
+        record = records.read(experiment.name)
     except records.RecordNotFound:
         return "no record"
     except records.RecordError:
         return "its record is not valid"
-    return "its settings have changed" if records.is_current(record) else "its sources have changed"
+    return experiments.why_not(experiment, record)
 
 
 def _differences(differences: Iterable[records.Difference]) -> str:
@@ -371,7 +427,7 @@ def _minutes(timed: Sequence[dict[str, Any]]) -> str:
             device,
         )
         for r in timed
-        for device in (f"{r['device']['name']} ({r['device']['type']})",)
+        for device in (_plain_text(f"{r['device']['name']} ({r['device']['type']})"),)
         for stem, took in r["metrics"].items()
     ]
     return _table(("notebook", "minutes", "threads", "scale", "data", "device"), rows)
@@ -407,8 +463,22 @@ def _machine(record: dict[str, Any]) -> str:
     return f"{device['name']} ({device['type']}), {host}{memory}{precision}"
 
 
-def _state(record: dict[str, Any]) -> str:
-    return "current" if records.is_current(record) else "stale"
+def _plain_text(text: str) -> str:
+    """Text of a record for a Markdown page: no character of it is markup."""
+    return re.sub(r"([!-/:-@\[-`{}~])", r"\\\1", " ".join(text.split()))
+
+
+def _verified() -> str:
+    """What full re-runs found, in a sentence."""
+    found = verifying.verifications()
+    agreed = sum(line["agrees"] for line in found)
+    latest = max((line["when"][:10] for line in found), default="")
+    return (
+        f"Run again in full: {len(found)} times, of which {agreed} agreed within the record's own "
+        f"tolerance; the latest on {latest}."
+        if found
+        else ""
+    )
 
 
 def _commit(record: dict[str, Any]) -> str:
@@ -467,6 +537,9 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--method", nargs="+", metavar="M", help="only these methods")
     running.add_argument("--seed", nargs="+", type=int, metavar="N", help="only these seeds")
     running.add_argument("--force", action="store_true", help="also where the record is current")
+    running.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the run; default: 1"
+    )
     running.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
 
     judging_ = verb(judge)
@@ -481,6 +554,8 @@ def _parser() -> argparse.ArgumentParser:
     probing.add_argument(
         "--jobs", type=int, metavar="N", help="at the same time; default: one a core"
     )
+
+    judging_.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
 
     comparing = verb(compare)
     comparing.add_argument("a", metavar="NAME")

@@ -85,7 +85,7 @@ class BaselineConfig:
     test_images: int | None = None
 
 
-def run(experiment: Experiment, *, root: Path | None = None, progress: bool = True) -> dict:
+def run(experiment: Experiment, *, progress: bool = True, **settings) -> dict:
     """As `runs.run`, for an experiment whose config is a `BaselineConfig`; tested on plain images."""
     config = experiment.config
 
@@ -95,7 +95,7 @@ def run(experiment: Experiment, *, root: Path | None = None, progress: bool = Tr
         return smoothed(images, config.smoothing, epochs=config.train.epochs, progress=progress)
 
     parts = Parts(build=build, sources=sources, prepare=prepare)
-    return runs.run(experiment, parts=parts, root=root, progress=progress)
+    return runs.run(experiment, parts=parts, progress=progress, **settings)
 
 
 def build(experiment: Experiment, *, classes: int) -> nn.Module:

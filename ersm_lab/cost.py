@@ -226,6 +226,7 @@ def record(
         "curve": [],
         "answers": None,
         "seconds": {"train": 0.0, "measure": time.perf_counter() - begun},
+        "probe": {},  # a clock's reading is of its day
         "checkpoint": None,
     }
     records.write(made, root=root)

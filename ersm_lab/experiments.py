@@ -26,10 +26,12 @@ from ersm_lab import (
     pruning,
     records,
     runs,
+    standing,
     variants,
 )
 from ersm_lab.baselines import BaselineConfig, Coding, Smoothing
 from ersm_lab.data import Augment
+from ersm_lab.files import Damaged, set_aside
 from ersm_lab.normalisation import NormConfig
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.protocols import PUBLISHED_TRAINING
@@ -415,6 +417,7 @@ def run(
     experiment: Experiment,
     *,
     maps: protocol_runs.Maps | None = None,
+    probe: dict | None = None,
     root: Path | None = None,
     progress: bool = True,
 ) -> dict:
@@ -424,14 +427,14 @@ def run(
     The network that the published protocol freezes is loaded if there is one, else trained first. Runs
     of the published protocol that are given the same `maps` compute those of a backbone once.
     """
+    settings = {"probe": probe, "root": root, "progress": progress}
     if not isinstance(experiment.config, PublishedConfig):
-        return _home(experiment).run(experiment, root=root, progress=progress)
+        return home_of(experiment).run(experiment, **settings)
     backbone = _backbone_of(experiment, progress)
-    where = {"maps": maps, "root": root, "progress": progress}
-    return protocol_runs.run(experiment, backbone=backbone, **where)
+    return protocol_runs.run(experiment, backbone=backbone, maps=maps, **settings)
 
 
-def _home(experiment: Experiment) -> ModuleType:
+def home_of(experiment: Experiment) -> ModuleType:
     """The module that trains, and restores, networks of this kind of config."""
     homes = {
         RunConfig: runs,
@@ -484,31 +487,50 @@ def find(name: str) -> Experiment:
 
 
 def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | None:
-    """The experiment's record if it was made with these settings and today's sources, else None.
+    """The experiment's record if it still stands, else None: see `why_not`."""
+    record = _read(experiment, root)
+    return record if record and not why_not(experiment, record, root=root) else None
 
-    Where the experiment keeps its weights, a record without them is none either.
+
+def why_not(experiment: Experiment, record: dict, *, root: Path | None = None) -> str:
+    """Why a record no longer stands for its experiment; empty where it does.
+
+    Its settings are today's and its code behaves as it did (`standing`; one whose probes have not been
+    run is given the benefit). Where the experiment keeps its weights they are there, bit for bit.
     """
-    record = _record(experiment, root)
-    if record is None or not records.is_current(record):
-        return None
+    off = records.settings_off(record["config"], experiment.config)
+    if off:
+        return "its settings have changed: " + "; ".join(off[:3])
+    found = standing.of(record)
+    if found.state == standing.STALE:
+        return found.why
     if experiment.checkpoint and record["checkpoint"] is None:
-        return None
+        return "its weights were not kept"
+    wrong = runs.weights_wrong(record, root=root) if record["checkpoint"] else ""
+    if wrong:
+        return f"its weights cannot be had: {wrong}"
     if isinstance(experiment.config, PublishedConfig):  # its backbone must be the one of today
         place = f"{experiment.scale}/{experiment.dataset}"
         base = _record(find(f"{place}/{experiment.config.backbone}/seed{experiment.seed}"), root)
         seen = record["metrics"]["backbone"]["fingerprint"]
         if base and base["checkpoint"] and protocol_runs.fingerprint(base) != seen:
-            return None
-    return record
+            return f"{base['name']}, which it froze, has other weights today"
+    return ""
+
+
+def _read(experiment: Experiment, root: Path | None) -> dict | None:
+    try:
+        return records.read(experiment.name, root=root)
+    except (records.RecordNotFound, records.RecordError):  # one of an older schema is none
+        return None
 
 
 def _record(experiment: Experiment, root: Path | None = None) -> dict | None:
     """The experiment's record if it was made with these settings, by whatever sources."""
-    try:
-        record = records.read(experiment.name, root=root)
-    except (records.RecordNotFound, records.RecordError):  # one of an older schema is none
-        return None
-    return record if record["config"] == records.plain(experiment.config) else None
+    record = _read(experiment, root)
+    return (
+        record if record and not records.settings_off(record["config"], experiment.config) else None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -549,17 +571,24 @@ def train_or_load(
     cache = records.home() / "data" / "cache" / "runs"
     for root in (records.home(), cache):
         record = _record(experiment, root)
-        stale = record and not records.is_current(record)
-        if record is None or (stale and root == cache):
+        if record is None or record["checkpoint"] is None:
             continue
-        if record["checkpoint"] and (root / record["checkpoint"]["file"]).is_file():
-            try:
-                model = restore(experiment, record, root=root, progress=progress)
-            except RuntimeError:  # today's network has other parameters than the recorded one
-                if not stale:
-                    raise
-                continue
-            return Loaded(model=model, record=record, note=_note("loaded", record, stale))
+        stale = standing.of(record).state == standing.STALE
+        own = root == cache  # made on this machine: made again where its sources have changed
+        if own and not standing.same_sources(record):
+            continue
+        try:
+            model = restore(experiment, record, root=root, progress=progress)
+        except FileNotFoundError:
+            continue
+        except Damaged as error:
+            set_aside(runs.weights_file(record, root=root), error)
+            continue
+        except RuntimeError:  # today's network has other parameters than the recorded one
+            if not stale:
+                raise
+            continue
+        return Loaded(model=model, record=record, note=_note("loaded", record, stale))
     kept = replace(experiment, checkpoint=True)  # a notebook wants the network, not its record only
     record = run(kept, root=cache, progress=progress)
     model = restore(experiment, record, root=cache, progress=progress)
@@ -571,7 +600,7 @@ def restore(
 ) -> nn.Module:
     """The trained network of a record of any kind, in evaluation mode; raises as `runs.restore`."""
     if not isinstance(experiment.config, PublishedConfig):
-        return _home(experiment).restore(experiment, record, root=root)
+        return home_of(experiment).restore(experiment, record, root=root)
     backbone = _backbone_of(experiment, progress)
     return protocol_runs.restore(experiment, record, backbone=backbone, root=root)
 
@@ -582,4 +611,8 @@ def _note(how: str, record: dict, stale: bool) -> str:
         f"{record['name']}: {how}; {record['seconds']['train']:.0f} s of training on "
         f"{device['name']} ({device['precision']})"
     )
-    return text + "; the sources have changed since, `make reproduce` renews it" if stale else text
+    return (
+        text + "; the code gives something else today, `make reproduce` renews it"
+        if stale
+        else text
+    )

@@ -54,6 +54,7 @@ from ersm_lab import (
     runs,
     shapes,
     smoothing_suite,
+    standing,
 )
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import evaluating, replaced_mask
@@ -793,6 +794,7 @@ def judge(
     root: Path | None = None,
     networks: Path | None = None,
     restore: Callable[[Experiment, dict], nn.Module] | None = None,
+    probe: dict | None = None,
     progress: bool = True,
 ) -> dict:
     """Ask the trained network of an experiment one suite and write what it found as a record.
@@ -804,6 +806,7 @@ def judge(
         root: home of the record that is written; None is `records.home()`.
         networks: home of the experiment's record and checkpoint; None is `root`.
         restore: (experiment, record) -> its trained network; None is `experiments.restore`.
+        probe: what its probes give today, for the record (`standing`).
         progress: show bars.
 
     Returns:
@@ -857,6 +860,7 @@ def judge(
         "curve": [],
         "answers": None if finding.right is None else runs.pack(finding.right.flatten()),
         "seconds": {"train": 0.0, "load": loaded, "judge": finding.seconds},
+        "probe": probe,
         "checkpoint": None,
     }
     records.write(record, root=root)
@@ -877,21 +881,41 @@ def valid_judgement(
     root: Path | None = None,
     networks: Path | None = None,
 ) -> dict | None:
-    """The record of a suite if it is still true, else None.
-
-    It was made with these settings and today's sources, and of the weights that the experiment's
-    current record has. Arguments as of `judge`.
-    """
-    asked = _settings(suite, experiment.scale, {suite: settings} if settings else None)
-    network = _network(experiment, networks or root)
+    """The record of a suite if it still stands, else None: see `why_not`."""
     try:
         record = records.read(judgement_name(experiment, suite), root=root)
     except (records.RecordNotFound, records.RecordError):
         return None
-    if network is None or not records.is_current(record):
-        return None
-    wanted = _config(experiment, asked, network)
-    return record if wanted.items() <= record["config"].items() else None
+    asked = {"settings": settings, "networks": networks or root}
+    return None if why_not(experiment, suite, record, **asked) else record
+
+
+def why_not(
+    experiment: Experiment,
+    suite: str,
+    record: Mapping,
+    *,
+    settings: Any = None,
+    networks: Path | None = None,
+) -> str:
+    """Why a suite's record no longer stands; empty where it does.
+
+    Its settings are today's, its code behaves as it did (`standing`), and it was made of the weights
+    that the experiment's own record has, which stands as well. Arguments as of `judge`.
+    """
+    found = standing.of(record)
+    if found.state == standing.STALE:
+        return found.why
+    network = _network(experiment, networks)
+    if network is None:
+        return f"{experiment.name}, which was asked, has no record that stands"
+    if record["config"].get("checkpoint_sha256") != network["checkpoint"]["sha256"]:
+        return f"{experiment.name} has other weights today than those that were asked"
+    wanted = _settings(suite, experiment.scale, {suite: settings} if settings else None)
+    stated = ("judged", "checkpoint_sha256", "conditions", "layer")
+    asked = {name: value for name, value in record["config"].items() if name not in stated}
+    off = records.settings_off(asked, wanted)
+    return "its settings have changed: " + "; ".join(off[:3]) if off else ""
 
 
 def answers_by_condition(record: Mapping) -> dict[str, Tensor]:

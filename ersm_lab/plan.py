@@ -1,19 +1,21 @@
 """What is to be done: every record that a scale wants, in an order that respects what needs what.
 
 The one list of experiments is `experiments.py`; which trained network is asked which suites of
-`judging` stands here. A record that was made with today's settings and sources is left as it is: a
-changed source makes exactly the records stale that ran it, because each holds a hash of its sources.
+`judging` stands here. A record that was made with today's settings, by code that still does what it
+did, is left as it is (`standing`).
 `workflow/Snakefile` runs a plan on any number of cores, or on a cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ersm_lab import experiments, judging, records, runs
+from ersm_lab import experiments, judging, records, runs, standing
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.runs import Experiment, RunConfig
+from ersm_lab.standing import Outcomes, Standing
 
 _CARD = ("occlusion", "corruption", "resolution", "attacks", "deletion")
 # Whom a suite is worth asking: the rows of the head-to-head, and what a chapter's question needs.
@@ -152,6 +154,27 @@ def plan(
         needs = tuple(n for n in needs if n in open_ and n != name)
         planned[name] = Job(name=name, experiment=job.experiment, suite=job.suite, needs=needs)
     return planned
+
+
+def standing_of(record: Mapping[str, Any], *, outcomes: Outcomes | None = None) -> Standing:
+    """What a record is worth for the experiment, or the suite, that it is listed as today.
+
+    Arguments as of `standing.of`.
+    """
+    judged = record["config"].get("judged")
+    if record["probe"] == {} or not record["tolerance"]:
+        return standing.of(record, outcomes=outcomes)
+    try:
+        experiment = experiments.find(judged or record["name"])
+    except LookupError:
+        return Standing(state=standing.STALE, why="no experiment has this name any more")
+    if judged:
+        why = judging.why_not(experiment, record["method"].rpartition(".")[2], record)
+    else:
+        why = experiments.why_not(experiment, record)
+    return (
+        Standing(state=standing.STALE, why=why) if why else standing.of(record, outcomes=outcomes)
+    )
 
 
 def is_done(job: Job) -> bool:

@@ -35,7 +35,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
 from ersm_core import EnergyMask
-from ersm_lab import controls, evaluation, experiments, judging, protocol_runs, records, shapes
+from ersm_lab import (
+    controls,
+    evaluation,
+    experiments,
+    judging,
+    protocol_runs,
+    records,
+    shapes,
+    standing,
+)
 from ersm_lab import data as lab_data
 from ersm_lab.backbones import SMOKE, CifarNet, CifarNetSettings
 from ersm_lab.baselines import BaselineConfig
@@ -91,19 +100,13 @@ def sparse(value: Any) -> Any:
         return {
             field.name: sparse(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if getattr(value, field.name) != _default(field)
+            if getattr(value, field.name) != records.default_of(field)
         }
     if isinstance(value, dict):
         return {str(key): sparse(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [sparse(part) for part in value]
     return value
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )
 
 
 # --- which probes a record has ---------------------------------------------------------------------
@@ -242,7 +245,7 @@ def _trained(experiment: Experiment, home: Path) -> Numbers:
     else:
         record = experiments.run(experiment, **quiet)
         model = experiments.restore(experiment, record, **quiet)
-        start = experiments._home(experiment).build(experiment, classes=CLASSES)
+        start = experiments.home_of(experiment).build(experiment, classes=CLASSES)
     told = ("epoch", "steps", "seconds", "shared")  # of a run, but not of what it does
     found: Numbers = {
         f"{name}.{row['epoch']}": value
@@ -282,7 +285,7 @@ def _asked(probe: Probe) -> Numbers:
 
 def _seeded(experiment: Experiment) -> nn.Module:
     """An untrained network with weights, statistics and masks that are far from their start."""
-    home = experiments._home(experiment)
+    home = experiments.home_of(experiment)
     model = home.build(experiment, classes=CLASSES)
     images = lab_data.load("shapes", "train", limit=TRAIN_IMAGES)
     x = images.normalise(images.images)  # (N, 3, 32, 32)
@@ -367,6 +370,12 @@ def of_record(record: Mapping[str, Any]) -> list[Probe]:
     if judged:
         return of(experiments.find(judged), record["method"].rpartition(".")[2])
     return of(experiments.find(record["name"])) if record["tolerance"] else []
+
+
+def taken(experiment: Experiment, suite: str | None = None) -> Outcomes:
+    """What the probes of an experiment, or of a suite that it is asked, give today: for its record."""
+    on_file = standing.known()
+    return {probe.id: on_file.get(probe.id) or take(probe) for probe in of(experiment, suite)}
 
 
 def take(probe: Probe) -> dict[str, Any]:

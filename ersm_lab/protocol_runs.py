@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ersm_lab import data as lab_data
 from ersm_lab import deletion, evaluation, protocols, records
 from ersm_lab.protocols import FeatureSet, PublishedProtocol
-from ersm_lab.runs import Experiment, keep, load_state, pack
+from ersm_lab.runs import Experiment, keep, load_state, pack, resume_path
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SOURCES = (
@@ -104,6 +104,7 @@ def run(
     *,
     backbone: Backbone,
     maps: Maps | None = None,
+    probe: dict | None = None,
     root: Path | None = None,
     progress: bool = True,
 ) -> dict:
@@ -113,6 +114,7 @@ def run(
         experiment: what to run; its config is a `PublishedConfig`.
         backbone: finds the network to freeze and its record, which has a checkpoint.
         maps: where its maps are kept, for the next run to find them.
+        probe: what its probes give today, for the record (`standing`).
         root: home of the record and the checkpoint; None is `records.home()`.
         progress: show bars.
 
@@ -133,8 +135,9 @@ def run(
     training, validation, test = (maps or Maps()).of(experiment, frozen, base, fabric.device)
     seconds = {"features": time.perf_counter() - begun}
     reader = build(experiment, frozen, classes=len(training.classes)).reader
+    resume = resume_path(experiment, facts, root, fingerprint(base))
     settings = {"seed": experiment.seed, "fabric": fabric, "progress": progress}
-    curve = fit(reader, training, validation, config.train, **settings)
+    curve = fit(reader, training, validation, config.train, checkpoint=resume, **settings)
     begun = time.perf_counter()
     metrics = measure(reader, test, validation=validation, config=config, seed=experiment.seed)
     metrics["backbone"] = {
@@ -145,7 +148,9 @@ def run(
     found = {"metrics": metrics, "curve": curve, "seconds": seconds}
     found["answers"] = pack(evaluation.answers(reader, test))
     state = {name: value.cpu().contiguous() for name, value in reader.state_dict().items()}
-    return keep(experiment, facts | found, state=state, root=root)
+    record = keep(experiment, facts | found, state=state, probe=probe, root=root)
+    resume.unlink(missing_ok=True)
+    return record
 
 
 def fingerprint(backbone_record: dict) -> int:
@@ -223,9 +228,13 @@ def fit(
     *,
     seed: int,
     fabric: Fabric | None = None,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Train a reader in place; the curve of `training.train`, with a row of epoch 0 before it."""
+    """Train a reader in place; the curve of `training.train`, with a row of epoch 0 before it.
+
+    Arguments as of `training.train`.
+    """
     fabric = fabric or make_fabric(precision=settings.precision)
     reader.to(fabric.device)
     validation = validation.to(fabric.device)
@@ -237,6 +246,7 @@ def fit(
         seed=seed,
         fabric=fabric,
         after_epoch=lambda model: evaluation.progress(model, validation),
+        checkpoint=checkpoint,
         progress=progress,
     )
     return [start, *curve]

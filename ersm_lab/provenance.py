@@ -134,18 +134,21 @@ def provenance(
     Taken first, the hash is of the code that was loaded, also when a source is edited meanwhile.
 
     Returns:
-        schema, device, packages, git_commit, git_dirty, source_hash, sources and created.
+        schema, device, packages, git_commit, git_dirty, source_hash, sources, created, and probe and
+        adopted, which are null until somebody takes one.
     """
     whole, hashes = source_hash(files)
     commit, dirty = git_state()
     return {
-        "schema": 1,
+        "schema": 2,
         "device": describe_device(device, precision),
         "packages": describe_packages(),
         "git_commit": commit,
         "git_dirty": dirty,
         "source_hash": whole,
         "sources": hashes,
+        "probe": None,
+        "adopted": None,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

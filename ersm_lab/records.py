@@ -11,6 +11,7 @@ Two folders matter and may differ: the *home* (`root=`) holds the records, the *
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import difflib
 import functools
@@ -18,13 +19,13 @@ import json
 import math
 import os
 import statistics
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 
+from .files import write_whole
 from .provenance import (
     code_folder,
     describe_device,
@@ -42,24 +43,27 @@ __all__ = [
     "Summary",
     "code_folder",
     "compare",
+    "default_of",
     "describe_device",
     "describe_packages",
     "flatten",
     "git_state",
     "group",
     "home",
-    "is_current",
     "plain",
     "provenance",
     "read",
     "read_all",
     "results_dir",
+    "settings_off",
     "source_hash",
     "summarise",
+    "validated",
     "write",
 ]
 
 SCALES = ("smoke", "laptop", "full")
+TEST_IMAGES = 10_000  # of every data set
 
 
 class RecordError(ValueError):
@@ -153,6 +157,13 @@ def plain(value: Any) -> Any:
     return _plain(value, "value")
 
 
+def validated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it will be written; raises as `write`."""
+    record = _plain(record, "")
+    _validate(record, "the record")
+    return {field: record[field] for field in _validator().schema["required"]}  # one order
+
+
 def write(record: Mapping[str, Any], *, root: str | Path | None = None) -> Path:
     """Validates a record and writes it as a whole, replacing one of the same name.
 
@@ -167,27 +178,10 @@ def write(record: Mapping[str, Any], *, root: str | Path | None = None) -> Path:
         RecordError: The record does not fit the schema, holds NaN or infinity (give null, and
             beside it the number of such values), or states a tolerance for no metric of its own.
     """
-    record = _plain(record, "")
-    _validate(record, "the record")
-    record = {field: record[field] for field in _validator().schema["required"]}  # one order
+    record = validated(record)
     path = results_dir(root) / f"{record['name']}.json"
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    return write_whole(path, text + "\n")
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file as a whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return write_whole(path, f"{text}\n".encode())
 
 
 def read(name_or_path: str | Path, *, root: str | Path | None = None) -> dict[str, Any]:
@@ -248,12 +242,37 @@ def group(record: Mapping[str, Any]) -> str:
     return record["name"].rpartition("/")[0]
 
 
-def is_current(record: Mapping[str, Any], *, code: str | Path | None = None) -> bool:
-    """Whether the sources of a record hash today as they did when it was made."""
-    try:
-        return source_hash(record["sources"], code=code)[0] == record["source_hash"]
-    except (OSError, ValueError):  # a source is gone or does not parse
-        return False
+def settings_off(recorded: Any, today: Any, name: str = "") -> list[str]:
+    """In what a record's settings are not those of today: ["train.mask_ramp was 0.1, is 0.2"].
+
+    A field that came later counts as the same where it is at its default today: it changes nothing.
+
+    Args:
+        recorded: a record's config, or a part of it.
+        today: the settings, with dataclasses as they are.
+        name: of the part.
+    """
+    if not (dataclasses.is_dataclass(today) and isinstance(recorded, Mapping)):
+        told = f"{name or 'config'} was {recorded!r}, is {plain(today)!r}"
+        return [] if recorded == plain(today) else [told]
+    off = []
+    fields = {field.name: field for field in dataclasses.fields(today)}
+    for part in fields | recorded:
+        place = f"{name}.{part}".lstrip(".")
+        if part not in fields:
+            off.append(f"{place} was {recorded[part]!r}, is no setting any more")
+        elif part in recorded:
+            off += settings_off(recorded[part], getattr(today, part), place)
+        elif getattr(today, part) != default_of(fields[part]):
+            off.append(f"{place} was not there, is {plain(getattr(today, part))!r}")
+    return off
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a dataclass's field; MISSING where it has none."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -378,15 +397,54 @@ def _validate(record: Any, what: str) -> None:
             raise RecordError(
                 f"{what} states a tolerance for {name!r}, which is none of its metrics"
             )
+    wrong = _contradiction(record, metrics)
+    if wrong:
+        raise RecordError(f"{what} contradicts itself: {wrong}")
+
+
+def _contradiction(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """What in a record cannot be true at once; empty where nothing is found."""
+    place = f"{record['scale']}/{record['dataset']}/{record['method']}/seed{record['seed']}"
+    if record["name"] != place:
+        return f"its fields say {place!r}, its name is {record['name']!r}"
+    for name, value in metrics.items():
+        counts = "accuracy" in name.split(".")[0] and "energy" not in name and "error" not in name
+        if counts and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            return f"{name} is a share of images, and {value} is not between 0 and 1"
+    if record["answers"] is None:
+        return ""
+    answers = base64.b64decode(record["answers"])
+    right = sum(byte.bit_count() for byte in answers)
+    if "conditions" in record["config"]:
+        shares = [_share_of(metrics, name) for name in record["config"]["conditions"]]
+        count = metrics["images"] * len(shares)
+    else:
+        shares = [metrics.get("test_accuracy")]
+        count = record["config"].get("test_images") or TEST_IMAGES
+    if len(answers) != math.ceil(count / 8):
+        return f"{len(answers)} bytes of answers are not those of {count} images"
+    if None not in shares and abs(right - sum(shares) / len(shares) * count) > 0.5:
+        return f"{right} answers of {count} are right, which is not its accuracy"
+    return ""
+
+
+def _share_of(metrics: Mapping[str, Any], condition: str) -> Any:
+    """The accuracy under a condition, whose parts may be joined by "." or "/"."""
+    return metrics.get(f"accuracy.{condition.replace('/', '.')}")
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number; null stands for it")
 
 
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
+
+
 def _load(path: Path, name: str | None = None) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except ValueError as error:
         raise RecordError(f"{path} is not JSON: {error}") from error
     _validate(record, str(path))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable
@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from ersm_core import attach_energy_mask
-from ersm_lab import controls, evaluation, records
+from ersm_lab import checkpoints, controls, evaluation, records
 from ersm_lab import data as lab_data
 from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
-from ersm_lab.checkpoints import save_atomically
+from ersm_lab.files import write_whole
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
@@ -130,6 +130,7 @@ def run(
     experiment: Experiment,
     *,
     parts: Parts | None = None,
+    probe: dict | None = None,
     root: Path | None = None,
     progress: bool = True,
 ) -> dict:
@@ -140,6 +141,7 @@ def run(
     Args:
         experiment: what to run.
         parts: of a network that is not this module's; its config has what `RunConfig` has but `mask`.
+        probe: what its probes give today, for the record (`standing`).
         root: home of the record and the checkpoint; None is `records.home()`.
         progress: show bars.
 
@@ -159,9 +161,7 @@ def run(
     model = (parts.build if parts else build)(experiment, classes=len(training.classes))
     if isinstance(model, CifarNet):
         model.whiten(training.normalise(training.images[:5_000]))
-    decisive = json.dumps([facts["source_hash"], records.plain(config)])  # else: another run
-    digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
-    resume = root / "data" / "cache" / "training" / f"{experiment.name}-{digest}.pt"
+    resume = resume_path(experiment, facts, root)
     curve = train(
         model,
         parts.prepare(training) if parts else training,
@@ -185,43 +185,79 @@ def run(
     }
     found = {"metrics": metrics, "curve": curve, "seconds": seconds}
     found["answers"] = pack(evaluation.answers(model, test))
-    record = keep(experiment, facts | found, state=state, root=root)
+    record = keep(experiment, facts | found, state=state, probe=probe, root=root)
     resume.unlink(missing_ok=True)
     return record
 
 
 def keep(
-    experiment: Experiment, found: dict, *, state: dict[str, torch.Tensor], root: Path
+    experiment: Experiment,
+    found: dict,
+    *,
+    state: dict[str, torch.Tensor],
+    probe: dict | None = None,
+    root: Path,
 ) -> dict:
     """Write a run's record, and its checkpoint if the experiment wants one.
+
+    A checkpoint is named after its hash, and written before the record that names it: whatever happens
+    meanwhile, the record that is there has its weights. Those of the record before are then removed.
 
     Args:
         experiment: what was run.
         found: provenance, metrics, curve, seconds and answers.
         state: of the trained network.
+        probe: what the experiment's probes gave (`standing`).
         root: home of both.
 
     Returns:
         The record.
     """
-    checkpoint = None
+    content, checkpoint = checkpoints.as_bytes(state), None
     if experiment.checkpoint:
-        path = save_atomically(state, checkpoint_path(experiment, root))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        checkpoint = {"file": path.relative_to(root).as_posix(), "sha256": digest}
-    record = {
-        **found,
-        "name": experiment.name,
-        "method": experiment.method,
-        "dataset": experiment.dataset,
-        "scale": experiment.scale,
-        "seed": experiment.seed,
-        "config": records.plain(experiment.config),
-        "tolerance": experiment.tolerance,
-        "checkpoint": checkpoint,
-    }
+        digest = hashlib.sha256(content).hexdigest()
+        file = f"data/checkpoints/{experiment.name}-{digest[:8]}.pt"
+        checkpoint = {"file": file, "sha256": digest}
+    record = records.validated(
+        {
+            **found,
+            "name": experiment.name,
+            "method": experiment.method,
+            "dataset": experiment.dataset,
+            "scale": experiment.scale,
+            "seed": experiment.seed,
+            "config": records.plain(experiment.config),
+            "tolerance": experiment.tolerance,
+            "probe": probe,
+            "checkpoint": checkpoint,
+        }
+    )
+    if checkpoint:
+        write_whole(root / checkpoint["file"], content)
+    before = _checkpoint_of(experiment.name, root)
     records.write(record, root=root)
+    if before and before != checkpoint:
+        (root / before["file"]).unlink(missing_ok=True)
     return record
+
+
+def _checkpoint_of(name: str, root: Path) -> dict | None:
+    try:
+        return records.read(name, root=root)["checkpoint"]
+    except (records.RecordNotFound, records.RecordError):
+        return None
+
+
+def resume_path(experiment: Experiment, facts: dict, root: Path, *more: int) -> Path:
+    """Where a run keeps what it goes on from: named after everything that decides its weights.
+
+    Threads among it: sums are taken in another order by another number of them.
+    """
+    device = [facts["device"][name] for name in ("type", "threads", "precision")]
+    decisive = [facts["source_hash"], facts["packages"], device, *more]
+    decisive.append(records.plain(experiment.config))
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    return root / "data" / "cache" / "training" / f"{experiment.name}-{digest}.pt"
 
 
 def trunk_path(experiment: Experiment, root: Path) -> Path:
@@ -267,7 +303,7 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
 
     Raises:
         FileNotFoundError: its checkpoint is not there.
-        ValueError: the checkpoint is not the one that was recorded.
+        Damaged: the checkpoint is not the one that was recorded.
     """
     state = load_state(record, root=root)
     head = "fc.weight" if experiment.config.backbone == "resnet18" else "head.weight"
@@ -278,12 +314,27 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
 
 def load_state(record: dict, *, root: Path | None = None) -> dict[str, torch.Tensor]:
     """The recorded weights; raises as `restore` does."""
-    path = (Path(root) if root else records.home()) / record["checkpoint"]["file"]
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["checkpoint"]["sha256"]:
-        raise ValueError(f"{path} is not the checkpoint that was recorded: re-run {record['name']}")
-    return torch.load(io.BytesIO(content), weights_only=True)
+    kept = record["checkpoint"]
+    return checkpoints.load(weights_file(record, root=root), sha256=kept["sha256"])
 
 
-def checkpoint_path(experiment: Experiment, root: Path) -> Path:
-    return root / "data" / "checkpoints" / f"{experiment.name}.pt"
+def weights_file(record: dict, *, root: Path | None = None) -> Path:
+    """Where the recorded weights lie."""
+    return (Path(root) if root else records.home()) / record["checkpoint"]["file"]
+
+
+def weights_wrong(record: dict, *, root: Path | None = None) -> str:
+    """Why the recorded weights cannot be had: no file, or another; empty where they can."""
+    path = weights_file(record, root=root)
+    try:
+        seen = path.stat()
+        digest = _sha256(path, seen.st_mtime_ns, seen.st_size)
+    except OSError as error:
+        return f"{record['checkpoint']['file']}: {error.strerror}"
+    same = digest == record["checkpoint"]["sha256"]
+    return "" if same else f"{record['checkpoint']['file']} is not the file that was recorded"
+
+
+@functools.lru_cache(maxsize=1024)  # a table asks for the same few files again and again
+def _sha256(path: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

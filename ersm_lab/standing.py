@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ersm_lab import provenance, records
+from ersm_lab.files import write_whole
 
 CURRENT, UNVERIFIED, STALE = "current", "unverified", "stale"
 RELATIVE = 1e-3  # numbers agree within this share; machines differ by a tenth of it at most
@@ -103,10 +104,15 @@ def agree(name: str, a: float, b: float) -> bool:
 # --- what today's code gives -----------------------------------------------------------------------
 
 
-def same_sources(record: Mapping[str, Any]) -> bool:
-    """Whether the sources of a record hash today as they did when it was made."""
+def same_sources(record: Mapping[str, Any], *, code: Path | None = None) -> bool:
+    """Whether the sources of a record hash today as they did when it was made.
+
+    Args:
+        record: whose.
+        code: the folder they lie in; None is `provenance.code_folder()`.
+    """
     try:
-        return provenance.source_hash(record["sources"])[0] == record["source_hash"]
+        return provenance.source_hash(record["sources"], code=code)[0] == record["source_hash"]
     except (OSError, ValueError):  # a source is gone or does not parse
         return False
 
@@ -145,7 +151,7 @@ def keep(outcomes: Outcomes, *, root: str | Path | None = None) -> Path:
     merged = dict(sorted((known(root) | steady).items()))
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(found)}" for name, found in merged.items())
     text = f'{{"code": "{provenance.code_hash()}", "outcomes": {{\n{lines}\n}}}}\n'
-    return records.write_whole(path, text)
+    return write_whole(path, text.encode())
 
 
 def _steady(before: Mapping[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:

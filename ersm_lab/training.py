@@ -21,9 +21,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ersm_core import EnergyMask, energy_loss
+from ersm_lab import checkpoints
 from ersm_lab.checkpoints import save_atomically
 from ersm_lab.data import Augment, ImageSet
 from ersm_lab.distributed import synchronise_batch_norm
+from ersm_lab.files import Damaged, set_aside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,11 @@ def train(
     trunk: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train a model in place; on a CPU the same seed gives the same weights, also after a kill.
+    """Train a model in place.
+
+    On one CPU, with one version of torch and one number of threads, the same seed gives the same
+    weights, also after a kill; another number of threads adds in another order and gives others. A
+    damaged `checkpoint` or `trunk` is set aside with a warning, and what was in it trained again.
 
     The loss is the cross-entropy plus the ramped L_reg of the model's energy masks (eq. of L_reg in
     arXiv:2604.06893), which are off before `settings.mask_start`.
@@ -165,7 +171,7 @@ def train(
     shared = int(settings.mask_start * settings.epochs) if average is None else 0  # epochs
     if checkpoint and checkpoint.is_file():
         curve = _resume(checkpoint, parts, settings, seed)
-    elif trunk and trunk.is_file() and shared:
+    if not curve and trunk and trunk.is_file() and shared:
         curve = _branch(trunk, bare, optimiser, schedule)
     masks = [m for m in bare.modules() if isinstance(m, EnergyMask)]
     noise = [mask.noise for mask in masks]
@@ -286,13 +292,20 @@ def _save(path: Path, parts: dict, settings: TrainSettings, seed: int, curve: li
 
 
 def _resume(path: Path, parts: dict, settings: TrainSettings, seed: int) -> list[dict]:
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if (saved["settings"], saved["seed"]) != (asdict(settings), seed):
+    """Go on from a checkpoint; nothing is done, and no row returned, where it is damaged."""
+    try:
+        saved = checkpoints.load(path)
+        same = (saved["settings"], saved["seed"]) == (asdict(settings), seed)
+        states, curve = saved["states"], saved["curve"]
+    except (Damaged, KeyError, TypeError) as error:
+        set_aside(path, Damaged(f"{path} is no checkpoint of a training ({error})"))
+        return []
+    if not same:
         raise ValueError(f"{path} is a checkpoint of another run: delete it or name another file")
     for name, part in parts.items():
         if part is not None:
-            part.load_state_dict(saved["states"][name])
-    return saved["curve"]
+            part.load_state_dict(states[name])
+    return curve
 
 
 def _save_trunk(
@@ -312,16 +325,21 @@ def _branch(
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
 ) -> list[dict]:
-    """Go on from a trunk; masks keep the start they were made with."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(model.state_dict() | saved["model"])
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": saved["optimiser"]})
-    schedule.last_epoch = saved["curve"][-1]["steps"]
+    """Go on from a trunk; masks keep the start they were made with. A damaged one is as none."""
+    try:
+        saved = checkpoints.load(path)
+        state, slots, curve = saved["model"], saved["optimiser"], saved["curve"]
+    except (Damaged, KeyError, TypeError) as error:
+        set_aside(path, Damaged(f"{path} is no trunk of a training ({error})"))
+        return []
+    model.load_state_dict(model.state_dict() | state)
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": slots})
+    schedule.last_epoch = curve[-1]["steps"]
     for group, peak, factor in zip(
         optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
     ):
         group["lr"] = peak * factor(schedule.last_epoch)
-    return [row | {"shared": True} for row in saved["curve"]]
+    return [row | {"shared": True} for row in curve]
 
 
 def _without_masks(model: nn.Module) -> dict[str, Tensor]:

@@ -138,10 +138,10 @@ def fill(masked: Tensor, kept: Tensor, kind: str, *, token: Tensor | None = None
 # --- runs ------------------------------------------------------------------------------------------
 
 
-def run(experiment: Experiment, *, root: Path | None = None, progress: bool = True) -> dict:
+def run(experiment: Experiment, **settings) -> dict:
     """As `runs.run`, for an experiment whose config is a `VariantConfig`."""
     parts = Parts(build=build, sources=sources)
-    return runs.run(experiment, parts=parts, root=root, progress=progress)
+    return runs.run(experiment, parts=parts, **settings)
 
 
 def build(experiment: Experiment, *, classes: int) -> nn.Module:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 import ersm_lab
-from ersm_lab import __main__, records
+from ersm_lab import __main__, records, standing
 from ersm_lab.__main__ import main
 
 
@@ -55,10 +55,14 @@ class Lab:
             record = records.read(experiment.name, root=root)
         except records.RecordNotFound:
             return None
-        same = record["config"] == records.plain(experiment.config)
-        return record if same and records.is_current(record) else None
+        return None if self.why_not(experiment, record) else record
 
-    def run(self, experiment, *, root=None, maps=None, progress=True):
+    def why_not(self, experiment, record):
+        off = records.settings_off(record["config"], experiment.config)
+        found = standing.of(record)
+        return off[0] if off else found.why if found.state == standing.STALE else ""
+
+    def run(self, experiment, *, root=None, maps=None, probe=None, progress=True):
         self.ran.append(experiment.name)
         if experiment.name in self.broken:
             raise self.broken[experiment.name]
@@ -76,6 +80,7 @@ class Lab:
                 "curve": [],
                 "answers": None,
                 "seconds": {"train": 1.5, "evaluate": 0.5},
+                "probe": probe,
                 "checkpoint": None,
             },
             root=root,
@@ -88,9 +93,16 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     fake = Lab()
     monkeypatch.setattr(ersm_lab, "experiments", fake, raising=False)
-    plan = types.SimpleNamespace(VERIFIED=("dense", "ersm"))
+    plan = types.SimpleNamespace(VERIFIED=("dense", "ersm"), standing_of=standing.of)
     monkeypatch.setattr(ersm_lab, "plan", plan, raising=False)
+    probes = types.SimpleNamespace(taken=lambda *asked: PROBE)
+    monkeypatch.setattr(ersm_lab, "probes", probes, raising=False)
+    standing.keep(PROBE)
     return fake
+
+
+PROBE = {"training/1f": {"protocol": 1, "numbers": {"loss.1": 2.0}}}
+OLD = {"training/1f": {"protocol": 1, "numbers": {"loss.1": 1.0}}}  # what it once gave
 
 
 DENSE = ["smoke/shapes/dense/seed0", "smoke/shapes/dense/seed1"]
@@ -109,22 +121,22 @@ def test_run_runs_what_has_no_record_and_leaves_the_rest(lab, capsys):
     assert main(["run"]) == 0
     assert lab.ran == [ERSM[0], *DENSE, ERSM[1]]
     out = capsys.readouterr().out
-    assert f"[3/4] {ERSM[0]}: its record is valid and current, left as it is" in out
+    assert f"[3/4] {ERSM[0]}: its record stands, left as it is" in out
     assert f"[4/4] {ERSM[1]}: no record, runs" in out
     assert "3 ran, 1 left, 0 failed" in out
 
 
-def test_run_again_after_sources_or_settings_changed(lab, capsys):
+def test_run_again_after_behaviour_or_settings_changed(lab, capsys):
     main(["run"])
-    spoil(DENSE[0], source_hash="0" * 64)
+    spoil(DENSE[0], source_hash="0" * 64, probe=OLD)
     spoil(DENSE[1], config={"epochs": 2})
     lab.ran.clear()
     capsys.readouterr()
     assert main(["run"]) == 0
     assert lab.ran == DENSE
     out = capsys.readouterr().out
-    assert f"{DENSE[0]}: its sources have changed, runs" in out
-    assert f"{DENSE[1]}: its settings have changed, runs" in out
+    assert f"{DENSE[0]}: training/1f: loss.1 was 1, is 2 (+1e+02 %), runs" in out
+    assert f"{DENSE[1]}: epochs was 2, is 1, runs" in out
 
 
 @pytest.mark.parametrize(
@@ -217,9 +229,9 @@ class Bench:
             record = records.read(self.judgement_name(experiment, suite))
         except records.RecordNotFound:
             return None
-        return record if records.is_current(record) else None
+        return record if standing.same_sources(record) else None
 
-    def judge(self, experiment, suite, *, root=None, networks=None, progress=True):
+    def judge(self, experiment, suite, *, root=None, networks=None, probe=None, progress=True):
         name = self.judgement_name(experiment, suite)
         self.asked.append(name)
         self.networks.append(networks)
@@ -239,6 +251,7 @@ class Bench:
                 "curve": [],
                 "answers": None,
                 "seconds": {"train": 0, "judge": 2.5},
+                "probe": probe,
                 "checkpoint": None,
             },
             root=root,
@@ -259,7 +272,7 @@ def test_judge_asks_what_is_not_yet_recorded_and_leaves_the_rest(bench, capsys):
     places = [f"smoke/shapes/ersm.{suite}/seed0" for suite in ("attacks", "occlusion", "objects")]
     assert bench.asked == places
     out = capsys.readouterr().out
-    assert "[2/3] smoke/shapes/ersm.attacks/seed0: its record is valid and current, left" in out
+    assert "[2/3] smoke/shapes/ersm.attacks/seed0: its record stands, left" in out
     assert "[3/3] smoke/shapes/ersm.objects/seed0: 2.5 s" in out
     assert out.endswith("2 judged, 1 left, 0 failed\n")
 
@@ -326,19 +339,42 @@ def test_list(lab, capsys):
     assert main(["list"]) == 0
     assert "no such records" in capsys.readouterr().out
     main(["run"])
-    spoil(ERSM[0], source_hash="0" * 64, git_commit="0123456789" * 4, git_dirty=True)
+    spoil(ERSM[0], source_hash="0" * 64, probe=OLD, git_commit="0123456789" * 4, git_dirty=True)
     spoil(ERSM[1], metrics={"loss": 1.0}, tolerance={}, git_commit=None, git_dirty=None)
     capsys.readouterr()
     assert main(["list", "--scale", "smoke", "--dataset", "shapes", "--method", "ersm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     header, _, *rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in capsys.readouterr().out.splitlines()
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line
     ]
-    assert header == ["record", "test_accuracy", "seconds", "sources", "commit"]
+    assert header == ["record", "test_accuracy", "seconds", "state", "commit"]
     assert rows == [
         [ERSM[0], "0.5", "2", "stale", "01234567+"],
         [ERSM[1], "–", "2", "current", "–"],
     ]
+    assert "1 current, 1 stale" in lines
+    assert any(line.startswith(f"{ERSM[0]}: stale: training/1f: loss.1 was 1") for line in lines)
+
+
+def test_probe_says_which_records_stand_and_which_number_moved(lab, capsys, monkeypatch):
+    main(["run"])
+    spoil(DENSE[1], probe=OLD)
+    asked = []
+
+    def take_all(need, *, jobs):
+        asked.extend(need)
+        return PROBE, {}
+
+    fake = types.SimpleNamespace(take_all=take_all, of_record=lambda record: [record["name"]])
+    monkeypatch.setattr(ersm_lab, "probes", fake)
+    capsys.readouterr()
+    assert main(["probe"]) == 1
+    out = capsys.readouterr().out
+    assert asked == [*DENSE, *ERSM] and "1 probes of 4 records: 3 current, 1 stale" in out
+    assert f"{DENSE[1]}: stale: training/1f: loss.1 was 1, is 2" in out
+    assert main(["probe", "ersm"]) == 0
+    assert main(["probe", "none"]) == 1
+    assert "no record has one of the names none" in capsys.readouterr().err
 
 
 def test_compare(lab, capsys):
@@ -439,8 +475,8 @@ def test_verify_goes_on_after_a_run_that_fails(lab, capsys):
 
 def test_status_page(lab, capsys, tmp_path):
     main(["run"])
-    spoil(ERSM[0], source_hash="0" * 64, git_commit="0123456789" * 4, git_dirty=False)
-    device = records.read(ERSM[0])["device"] | {"name": "A|B", "memory_gib": None}
+    spoil(ERSM[0], source_hash="0" * 64, probe=OLD, git_commit="0123456789" * 4, git_dirty=False)
+    device = records.read(ERSM[0])["device"] | {"name": "A|B <i>`c`", "memory_gib": None}
     spoil(ERSM[1], device=device)
     page = tmp_path / "book" / "status.md"
     assert main(["status", "--write", str(page)]) == 0
@@ -449,10 +485,10 @@ def test_status_page(lab, capsys, tmp_path):
     assert text.startswith("# Status of the records\n")
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "| smoke | shapes | ersm | 2 | 0.55 ± 0.071 | 1.5 |" in rows
-    assert "Records: 4, in 2 groups; current: 3, stale: 1." in rows
+    assert "Records: 4, in 2 groups; 3 current, 1 stale." in rows
     assert any(row.startswith(f"| `{ERSM[0]}` | 0.5 | 2 | ") for row in rows)
     assert any("| 01234567 | stale" in row for row in rows)
-    assert r"A\|B (cpu)" in text
+    assert r"A\|B \<i\>\`c\` \(cpu\)" in text
     tables = [line for line in text.partition("## Over the seeds")[2].splitlines() if "|" in line]
     assert len(tables) == 2 + 2 + 2 + 4
     main(["status"])

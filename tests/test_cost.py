@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_lab import cost, records
+from ersm_lab import cost, records, standing
 from ersm_lab.cost import CostSettings
 from ersm_lab.sparse_coding import CSCSettings, SparseCoding2d
 
@@ -121,7 +121,7 @@ def test_a_record_is_what_was_measured(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(cost, "measure", lambda *_, **__: measured)
     made = cost.record(TINY, scale="smoke", device="cpu", root=tmp_path)
     (found,) = records.read_all(root=tmp_path, scale="smoke", method="cost")
-    assert found["name"] == made["name"] and records.is_current(found)
+    assert found["name"] == made["name"] and standing.same_sources(found)
     assert found["metrics"] == records.plain(measured) and found["config"] == records.plain(TINY)
     assert found["device"]["precision"] == "32-true" and "ersm_lab/cost.py" in found["sources"]
     monkeypatch.setitem(found["device"], "load", 7.25)

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import provenance, records
+from ersm_lab import provenance, records, standing
 
 RECORD = {
-    "schema": 1,
+    "schema": 2,
     "name": "smoke/shapes/ersm/seed0",
     "method": "ersm",
     "dataset": "shapes",
     "scale": "smoke",
     "seed": 0,
-    "config": {"epochs": 2, "mask": {"lambda_pair": 0.03}},
+    "config": {"epochs": 2, "mask": {"lambda_pair": 0.03}, "test_images": 8},
     "metrics": {"test_accuracy": 0.5, "mask": {"kept_fraction": 0.7, "spread": None}},
     "tolerance": {"test_accuracy": 0.02, "mask": 0.05, "mask.kept_fraction": 0.1},
     "curve": [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}],
-    "answers": "/w==",
+    "answers": "8A==",  # four of eight are right
     "seconds": {"train": 3.5, "evaluate": 0.5},
     "device": {
         "type": "cpu",
@@ -43,6 +43,8 @@ RECORD = {
     "git_dirty": False,
     "source_hash": "a" * 64,
     "sources": {"ersm_core.py": "b" * 64},
+    "probe": {"training/1f": {"protocol": 1, "numbers": {"loss.1": 2.0}}},
+    "adopted": None,
     "checkpoint": {"file": "data/checkpoints/smoke.pt", "sha256": "c" * 64},
     "created": "2026-05-04T03:02:01+00:00",
 }
@@ -55,7 +57,13 @@ def make(**changes):
 
 def seeds(values, key="test_accuracy"):
     return [
-        make(name=f"smoke/shapes/ersm/seed{seed}", seed=seed, tolerance={}, metrics={key: value})
+        make(
+            name=f"smoke/shapes/ersm/seed{seed}",
+            seed=seed,
+            tolerance={},
+            metrics={key: value},
+            answers=None,
+        )
         for seed, value in values.items()
     ]
 
@@ -119,6 +127,7 @@ def test_numpy_torch_tuples_and_dataclasses_become_plain(tmp_path):
     record = make(
         config=Config(),
         tolerance={},
+        answers=None,
         metrics={"a": np.float32(0.5), "b": torch.tensor(2.0), "c": np.arange(2), "d": np.True_},
     )
     read = records.read(records.write(record, root=tmp_path))
@@ -135,6 +144,31 @@ def test_what_is_no_number_is_refused_with_its_place(tmp_path, value):
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seed": 3}, "seed3"),
+        ({"metrics": {"test_accuracy": 7.5}, "tolerance": {}}, "7.5 is not between 0 and 1"),
+        ({"answers": "8PA="}, "2 bytes of answers are not those of 8 images"),
+        ({"answers": "/w=="}, "8 answers of 8 are right"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(tmp_path, changes, what):
+    path = records.write(RECORD, root=tmp_path)
+    with pytest.raises(records.RecordError, match=f"contradicts itself: .*{re.escape(what)}"):
+        records.write(make(**changes), root=tmp_path)
+    path.write_text(json.dumps(make(**changes)))  # edited by hand
+    with pytest.raises(records.RecordError, match=re.escape(what)):
+        records.read(path)
+
+
+def test_a_number_too_large_to_hold_is_refused(tmp_path):
+    path = records.write(RECORD, root=tmp_path)
+    path.write_text(path.read_text().replace("3.5", "1e999"))
+    with pytest.raises(records.RecordError, match="1e999 is no number"):
+        records.read(path)
+
+
 def test_what_json_has_no_form_for_is_refused():
     with pytest.raises(records.RecordError, match=r"value\.layer is a set"):
         records.plain({"layer": {1, 2}})
@@ -144,7 +178,7 @@ def test_what_json_has_no_form_for_is_refused():
     ("changes", "where"),
     [
         ({"extra": 1}, "extra"),
-        ({"schema": 2}, "schema"),
+        ({"schema": 1}, "schema"),
         ({"scale": "huge"}, "scale"),
         ({"seed": -1}, "seed"),
         ({"seed": True}, "seed"),
@@ -364,20 +398,20 @@ def test_source_hash_of_several_files(tmp_path):
         records.source_hash([], code=tmp_path)
 
 
-def test_is_current_until_the_code_changes(tmp_path):
+def test_sources_are_the_same_until_the_code_changes(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "b.py").write_text("y = 1\n")
     whole, hashes = records.source_hash(["a.py", "b.py"], code=tmp_path)
     record = make(source_hash=whole, sources=hashes)
-    assert records.is_current(record, code=tmp_path)
+    assert standing.same_sources(record, code=tmp_path)
     (tmp_path / "a.py").write_text("x = 1  # one\n")
-    assert records.is_current(record, code=tmp_path)
+    assert standing.same_sources(record, code=tmp_path)
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert not records.is_current(record, code=tmp_path)
+    assert not standing.same_sources(record, code=tmp_path)
     (tmp_path / "a.py").write_text("x = (\n")
-    assert not records.is_current(record, code=tmp_path)
+    assert not standing.same_sources(record, code=tmp_path)
     (tmp_path / "a.py").unlink()
-    assert not records.is_current(record, code=tmp_path)
+    assert not standing.same_sources(record, code=tmp_path)
 
 
 # ------------------------------------------------------------------------------------- provenance
@@ -387,7 +421,7 @@ def test_provenance_completes_a_record(tmp_path):
     found = records.provenance(["ersm_lab/records.py"], device="cpu", precision="bf16-mixed")
     record = make(**found)
     assert records.read(records.write(record, root=tmp_path)) == record
-    assert records.is_current(record)
+    assert standing.same_sources(record)
     assert found["device"]["threads"] == torch.get_num_threads()
     assert found["device"]["precision"] == "bf16-mixed"
     assert found["packages"]["numpy"] == np.__version__
@@ -435,7 +469,7 @@ def test_compare_with_the_tolerance_of_the_first():
     a = make()
     b = make(
         metrics={"test_accuracy": 0.53, "mask": {"kept_fraction": 0.78, "spread": 0.1}, "new": 1},
-        config={"epochs": 3, "mask": {"lambda_pair": 0.03}},
+        config={"epochs": 3, "mask": {"lambda_pair": 0.03}, "test_images": 8},
         tolerance={},
     )
     rows = {(d.kind, d.name): d for d in records.compare(a, b)}

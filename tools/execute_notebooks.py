@@ -196,6 +196,7 @@ def record(seconds: Mapping[str, float], *, scale: str, threads: int | None = No
             "curve": [],
             "answers": None,
             "seconds": {"train": 0, "execute": sum(m["seconds"] for m in metrics.values())},
+            "probe": {},  # a clock's reading is of its day
             "checkpoint": None,
         }
     )
