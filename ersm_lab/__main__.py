@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -15,10 +18,18 @@ KEY_METRIC = "test_accuracy"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit status (0 well, 1 not well, 130 interrupted)."""
+    """Runs one verb; returns the exit status (0 well, 1 not well, 130 interrupted, 141 not read)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ± shows ?
     options = _parser().parse_args(arguments)
     try:
-        return options.verb(options)
+        status = options.verb(options)
+        print(end="", flush=True)
+        return status
+    except BrokenPipeError:  # nobody reads on, as in `| head`; what is left is for nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -61,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
             if options.dry_run:
                 continue
             record = experiments.run(experiment, maps=maps, progress=True)
+        except BrokenPipeError:
+            raise
         except Exception as error:  # the other experiments still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
@@ -93,6 +106,8 @@ def judge(options: argparse.Namespace) -> int:
                 continue
             print(f"{label}: {experiment.name} is asked", flush=True)
             record = judging.judge(experiment, suite, progress=True)
+        except BrokenPipeError:
+            raise
         except Exception as error:  # the other suites still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
@@ -418,6 +433,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _message(error: BaseException) -> str:
     """The text of an error; str() puts that of a KeyError in quotes."""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error}. If it cannot be written: ERSM_HOME names another folder for records and cache"
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 

@@ -161,10 +161,10 @@ def obtain(name: str, *, progress: bool = True) -> Path:
     root = locate(name)
     if root is not None:
         return root
-    target = records.home() / "data" / "downloads"
+    target, named = records.home() / "data" / "downloads", named_folder()
     wrong = [path for folder in data_folders() for path in damaged(name, folder) or ()]
     try:
-        if wrong and target == (named_folder() or Path()).resolve():
+        if wrong and named is not None and named.resolve() == target.resolve():
             raise OSError("the folder of ERSM_DATA_DIR is left as it is")
         download.fetch_archive(
             download.ARCHIVES[name],
