@@ -90,6 +90,13 @@ def test_the_profiles_of_clusters_name_an_executor_and_settings_that_exist(profi
         assert f"--{name}" in known or name.startswith("kubernetes-"), name
 
 
+def test_a_home_that_cannot_be_written_is_named_with_the_way_out(place, tmp_path):
+    (tmp_path / "file").touch()
+    status, said = ended(place, tmp_path / "file")
+    assert status == 1 and str(tmp_path / "file") in said
+    assert said.endswith("Set ERSM_HOME to a folder that can be written.\n")
+
+
 def test_what_was_killed_goes_on_and_gives_the_same_record(place, tmp_path):
     chosen = ["--config", "scale=smoke", "dataset=shapes", "methods=ablation-dense", "cards=false"]
     killed, whole = tmp_path / "killed [here]", tmp_path / "whole"

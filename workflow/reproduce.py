@@ -18,8 +18,11 @@ from ersm_lab import records
 
 def main(options: list[str]) -> None:
     folder = records.home() / "_build" / "workflow"
-    folder.mkdir(parents=True, exist_ok=True)
-    running = open(folder / ".running", "a")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        running = open(folder / ".running", "a")
+    except OSError as error:
+        sys.exit(f"{error}. Set ERSM_HOME to a folder that can be written.")
     try:
         fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
