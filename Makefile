@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml
 	    $(PYTHON) -m venv --clear $(VENV) || { echo "The virtual environment could not be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	fi
 	$(PY) -m pip install -e '.[book,test,experiments]'
-	@printf '%s' '$(CURDIR)' > $@
+	@pwd -P > $@
 
 data: $(STAMP)  ## find CIFAR-10, or download it; without it the textured shapes stand in
 	$(PY) -m ersm_lab data
@@ -71,7 +71,7 @@ bench: $(STAMP)  ## run the benchmarks
 # Snakemake wants Python 3.11; with 3.10 the experiments run one after the other.
 reproduce: data  ## run the experiments that have no valid record (SCALE=smoke, laptop or full; METHODS=dense,ersm)
 	@if [ -x $(VENV)/bin/snakemake ]; then \
-	    $(VENV)/bin/snakemake --snakefile workflow/Snakefile --directory _build/workflow --config scale=$(SCALE) $(if $(METHODS),methods=$(METHODS)); \
+	    $(PY) workflow/reproduce.py --config scale=$(SCALE) $(if $(METHODS),methods=$(METHODS)); \
 	else \
 	    echo "No Snakemake here: one experiment after the other, without the cards."; \
 	    $(PY) -m ersm_lab run --scale $(SCALE) $(if $(METHODS),--method $(subst $(comma), ,$(METHODS))); \

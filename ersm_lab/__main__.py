@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
 import re
 import sys
 import traceback
@@ -17,10 +20,18 @@ KEY_METRIC = "test_accuracy"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit status (0 well, 1 not well, 130 interrupted)."""
+    """Runs one verb; returns the exit status (0 well, 1 not well, 130 interrupted, 141 not read)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ± shows ?
     options = _parser().parse_args(arguments)
     try:
-        return options.verb(options)
+        status = options.verb(options)
+        print(end="", flush=True)
+        return status
+    except BrokenPipeError:  # nobody reads on, as in `| head`; what is left is for nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -71,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
                 continue
             probe = probes.taken(experiment)
             record = experiments.run(experiment, maps=maps, probe=probe, progress=True)
+        except BrokenPipeError:
+            raise
         except Exception as error:  # the other experiments still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
@@ -107,6 +120,8 @@ def judge(options: argparse.Namespace) -> int:
             print(f"{label}: {experiment.name} is asked", flush=True)
             probe = probes.taken(experiment, suite)
             record = judging.judge(experiment, suite, probe=probe, progress=True)
+        except BrokenPipeError:
+            raise
         except Exception as error:  # the other suites still get their turn
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
@@ -507,6 +522,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _message(error: BaseException) -> str:
     """The text of an error; str() puts that of a KeyError in quotes."""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error}. If it cannot be written: ERSM_HOME names another folder for records and cache"
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 

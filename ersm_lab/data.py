@@ -8,15 +8,19 @@ last 5,000 are for validation, where every setting is chosen; the test set is fo
 from __future__ import annotations
 
 import os
+import pickle
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 from torch import Tensor
+from torchvision.datasets.utils import calculate_md5
 
 from ersm_lab import download, records, shapes
 from ersm_lab.checkpoints import save_atomically
@@ -31,6 +35,10 @@ SPURIOUS_SHARE = 0.9  # of the training images of "shapes-spurious"; none of its
 
 class DataNotFound(FileNotFoundError):
     """The data set is not on this machine and cannot be fetched; the message names the ways out."""
+
+
+class DataDamaged(OSError):
+    """The only copy is damaged, and there is no other to be had; the message names its files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,47 +97,108 @@ class ImageSet:
 # --- finding ---------------------------------------------------------------------------------------
 
 
+def named_folder() -> Path | None:
+    """The user's own folder, which ERSM_DATA_DIR names."""
+    named = os.environ.get("ERSM_DATA_DIR")
+    return Path(named).expanduser() if named else None
+
+
 def data_folders() -> list[Path]:
     """Where CIFAR is looked for: ERSM_DATA_DIR if set, then `data/downloads` and `data` at home."""
-    named = os.environ.get("ERSM_DATA_DIR")
-    home = records.home() / "data"
-    return ([Path(named).expanduser()] if named else []) + [home / "downloads", home]
+    named, home = named_folder(), records.home() / "data"
+    return ([named] if named else []) + [home / "downloads", home]
 
 
 def locate(name: str) -> Path | None:
-    """The folder that holds the official files of "cifar10" or "cifar100", or None."""
-    folder = CIFAR[name].base_folder
-    files = [f for f, _ in CIFAR[name].train_list + CIFAR[name].test_list]
-    files.append(CIFAR[name].meta["filename"])
-    found = (root for root in data_folders() if all((root / folder / f).is_file() for f in files))
-    return next(found, None)
+    """The folder that holds the official files of "cifar10" or "cifar100", or None.
+
+    A folder in which a file is damaged is passed over, with a warning that names the file.
+    """
+    for root in data_folders():
+        wrong = damaged(name, root)
+        if wrong == []:
+            return root
+        if wrong:
+            told = ", ".join(map(str, wrong))
+            warnings.warn(f"damaged, and therefore passed over: {told}", stacklevel=2)
+    return None
+
+
+def damaged(name: str, root: Path) -> list[Path] | None:
+    """The files in a folder whose checksum is not the official one; None if not all files are there."""
+    official = CIFAR[name]
+    sums = dict([*official.train_list, *official.test_list])
+    sums[official.meta["filename"]] = official.meta["md5"]
+    paths = {root / official.base_folder / file: md5 for file, md5 in sums.items()}
+    if not all(path.is_file() for path in paths):
+        return None
+    return [path for path, md5 in paths.items() if _md5(path) != md5]
+
+
+def _md5(path: Path) -> str | None:
+    """Of a file, read once a process and then again if it has changed; None if it cannot be read."""
+    try:
+        state = path.stat()
+        return _md5_of_state(path, state.st_size, state.st_mtime_ns)
+    except OSError:
+        return None
+
+
+@cache
+def _md5_of_state(path: Path, size: int, changed: int) -> str:
+    return calculate_md5(path)
 
 
 def obtain(name: str, *, progress: bool = True) -> Path:
     """`locate`, or download to `data/downloads` from the first source that answers.
 
+    A damaged copy in `data/downloads` is replaced; one in a folder of the user's is left as it is.
+
     Raises:
         DataNotFound: absent and no source can be reached.
+        DataDamaged: damaged and no source can be reached, or the folder is the user's.
     """
     root = locate(name)
     if root is not None:
         return root
-    target = records.home() / "data" / "downloads"
+    target, named = records.home() / "data" / "downloads", named_folder()
+    wrong = [path for folder in data_folders() for path in damaged(name, folder) or ()]
     try:
-        download.fetch_archive(download.ARCHIVES[name], target, progress=progress)
+        if wrong and named is not None and named.resolve() == target.resolve():
+            raise OSError("the folder of ERSM_DATA_DIR is left as it is")
+        download.fetch_archive(
+            download.ARCHIVES[name],
+            target,
+            needed=lambda: locate(name) is None,
+            progress=progress,
+        )
     except OSError as error:
+        folder, url = CIFAR[name].base_folder, download.ARCHIVES[name].urls[0]
+        ways = (
+            f"(1) set ERSM_DATA_DIR to a folder that holds {folder}/; (2) put that folder, or the "
+            f"unpacked archive {url}, under {target}; (3) use the embedded data set: "
+            'dataset="shapes".'
+        )
+        if wrong:
+            told = ", ".join(map(str, wrong))
+            raise DataDamaged(
+                f"{name} is damaged on this machine ({told}) and cannot be downloaded anew ({error}). "
+                f"Delete {wrong[0].parent} and try again, or: {ways}"
+            ) from error
         raise DataNotFound(
             f"{name} is neither on this machine nor can it be downloaded ({error}). Three ways out: "
-            f"(1) set ERSM_DATA_DIR to a folder that holds {CIFAR[name].base_folder}/; (2) put that "
-            f"folder, or the unpacked archive {download.ARCHIVES[name].urls[0]}, under {target}; "
-            '(3) use the embedded data set: dataset="shapes".'
+            f"{ways}"
         ) from error
-    return target
+    return locate(name) or target
 
 
 @cache
 def default_dataset() -> str:
-    """The name "cifar10" where it can be had (downloading it if need be), otherwise "shapes"."""
+    """The name "cifar10" where it can be had (downloading it if need be), otherwise "shapes".
+
+    Raises:
+        DataDamaged: there is a damaged copy, which nothing may stand in for unseen.
+    """
     if os.environ.get("ERSM_DATASET"):
         return os.environ["ERSM_DATASET"]
     try:
@@ -154,15 +223,21 @@ def load(
         device: where images and labels are to live.
 
     Raises:
-        ValueError: an unknown name or split.
-        DataNotFound: CIFAR that cannot be had.
+        ValueError: an unknown name or split, or a limit that is no whole number of at least 1.
+        DataNotFound, DataDamaged: CIFAR that cannot be had.
     """
     if name not in DATASETS:
         raise ValueError(f"no data set {name!r}: choose one of {', '.join(DATASETS)}")
     if split not in ("train", "val", "test"):
         raise ValueError(f'split must be "train", "val" or "test", got {split!r}')
+    if limit is not None and not (_is_whole(limit) and limit >= 1):
+        raise ValueError(f"limit must be a whole number of at least 1, or None for all: {limit!r}")
     whole = _load_cifar(name, split) if name in CIFAR else _load_shapes(name, split, limit)
-    return (whole[:limit] if limit else whole).to(device)
+    return whole[:limit].to(device)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _load_cifar(name: str, split: str) -> ImageSet:
@@ -189,7 +264,7 @@ def _load_cifar(name: str, split: str) -> ImageSet:
 
 
 def _load_shapes(name: str, split: str, limit: int | None) -> ImageSet:
-    count = min(limit or SHAPES_SIZE[split], SHAPES_SIZE[split])
+    count = SHAPES_SIZE[split] if limit is None else min(int(limit), SHAPES_SIZE[split])
     spurious = None
     if name == "shapes-spurious":
         spurious = 0.0 if split == "test" else SPURIOUS_SHARE
@@ -208,15 +283,28 @@ def _load_shapes(name: str, split: str, limit: int | None) -> ImageSet:
 def _textured_shapes(
     name: str, count: int, *, seed: int, spurious: float | None
 ) -> shapes.TexturedShapes:
-    """Draw the images, or take them from `data/cache` if they were drawn by the same source."""
+    """Draw the images, or take them from `data/cache` if they were drawn by the same source.
+
+    Where that folder cannot be written, or what lies in it not be read, they are drawn again.
+    """
     if count <= 5_000:  # seconds
         return shapes.textured_shapes(count, seed=seed, spurious=spurious)
     source = records.source_hash([shapes.__file__])[0][:12]
     path = records.home() / "data" / "cache" / f"{name}-{seed}-{count}-{source}.pt"
     if path.is_file():
-        return shapes.TexturedShapes(**torch.load(path, weights_only=True))
+        try:
+            return shapes.TexturedShapes(**torch.load(path, weights_only=True))
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{path} cannot be read, and is made again: {error}", stacklevel=2)
     made = shapes.textured_shapes(count, seed=seed, spurious=spurious, progress=True)
-    save_atomically(made._asdict(), path)
+    try:
+        save_atomically(made._asdict(), path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's, where the disk is full
+        warnings.warn(
+            f"{path} cannot be kept, so that these shapes are drawn each time: {error}. Set ERSM_HOME "
+            "to a folder that can be written.",
+            stacklevel=2,
+        )
     return made
 
 

@@ -1,19 +1,30 @@
-"""Fetch an archive from the first source that answers, resume what was begun, check its MD5."""
+"""Fetch an archive once for all processes that want it, from the first source that answers.
+
+pooch loads a file aside, checks it, puts it in its place and tries again. It knows one source a file
+and waits for ever for a server that trickles; these two are here.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
+import os
+import shutil
 import tarfile
 import time
-import urllib.error
-import urllib.request
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import pooch
+import requests
+import urllib3
+from filelock import FileLock
 from tqdm import tqdm
 
-CHUNK = 1 << 18  # bytes a read
+CHUNK = 1 << 18  # bytes a read, at most
+BUSY = (429, 500, 502, 503, 504)  # answers after which the same question is asked again
+TRICKLE = 1e4  # bytes a second under which no source is worth waiting for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,18 @@ ARCHIVES = {
 }
 
 
+class _Again(urllib3.Retry):
+    """Waits as long as a Retry-After says, but not for hours: there may be another source."""
+
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        wait = super().get_retry_after(response)
+        return wait and min(wait, 10.0)  # seconds
+
+
+class _Unreachable(OSError):
+    """The source gives no answer that could be read: another try would not help."""
+
+
 class _SlowSource(OSError):
     """The source answers, but a better one may be had."""
 
@@ -54,6 +77,7 @@ def fetch_archive(
     archive: Archive,
     target: Path,
     *,
+    needed: Callable[[], bool] = lambda: True,
     progress: bool = True,
     timeout: float = 15.0,
     patience: float = 20.0,
@@ -61,88 +85,122 @@ def fetch_archive(
 ) -> Path:
     """Download an archive to `target`, check it and unpack it there.
 
-    A partial file is resumed, from whichever source answers: all serve the same bytes. A source that
-    stays slow is left for the next one, if there is a next one, and taken up again if that one fails.
+    One process does so at a time; others wait for it. What breaks off begins anew, three times. A
+    source that is slow is left for the next one, if there is a next one, and taken up again if that
+    one fails. The archive is unpacked aside, so that what it holds appears at once or not at all.
 
     Args:
         archive: what to fetch.
         target: folder for the archive and what it holds; made if missing.
+        needed: asked when it is this process's turn: perhaps another one has fetched it by then.
         progress: show a bar.
         timeout: seconds without an answer before a source is given up.
-        patience: seconds before a source's speed is judged.
+        patience: seconds over which a source's speed is measured.
         slow: bytes a second under which a source counts as slow.
 
     Returns:
         `target`.
 
     Raises:
-        OSError: no source gave a file with the right MD5; the message says what each one did.
+        OSError: no source gave a file with the right MD5; the message says what each one did. Or the
+            file cannot be unpacked, or `target` cannot be written.
     """
     target.mkdir(parents=True, exist_ok=True)
-    path, part = target / archive.file, target / (archive.file + ".part")
-    if not (path.is_file() and _md5(path) == archive.md5):
-        failures = []
-        queue = [(url, patience) for url in archive.urls[:-1]] + [(archive.urls[-1], float("inf"))]
-        for url, judged in queue:
-            try:
-                _fetch(url, part, progress=progress, timeout=timeout, patience=judged, slow=slow)
-                if _md5(part) != archive.md5:
-                    part.unlink()
-                    raise OSError("the file's MD5 is wrong")
-                part.replace(path)
-                break
-            except (OSError, http.client.HTTPException) as error:  # URLErrors, timeouts: OSErrors
-                failures.append(f"{url}: {error}")
-                if isinstance(error, _SlowSource):
-                    queue.append((url, float("inf")))  # better slow than not at all
-        else:
-            raise OSError("; ".join(failures))
-    with tarfile.open(path) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(target, filter="data")
-        else:  # early releases of Python 3.10 and 3.11; the MD5 vouches for the content
-            tar.extractall(target)
+    path, aside = target / archive.file, target / f".{archive.file}.unfinished"
+    with FileLock(target / f".{archive.file}.lock"):
+        if not needed():
+            return target
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        try:
+            if not (path.is_file() and pooch.file_hash(str(path), alg="md5") == archive.md5):
+                stream = partial(_stream, progress=progress, timeout=timeout, patience=patience)
+                _download(archive, aside, stream, slow=slow)
+                os.replace(aside / archive.file, path)
+            _unpack(path, aside)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
-def _fetch(
-    url: str, part: Path, *, progress: bool, timeout: float, patience: float, slow: float
-) -> None:
-    begun = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={begun}-"} if begun else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing after `begun`: the part is whole (or wrong: MD5 tells)
+def _download(archive: Archive, folder: Path, stream: Callable[..., None], *, slow: float) -> None:
+    """The checked file to a folder, from one source after the other."""
+    last = archive.urls[-1]
+    queue = [(url, slow) for url in archive.urls[:-1]] + [(last, min(slow, TRICKLE))]
+    failures = []
+    for url, floor in queue:
+        store = pooch.Pooch(
+            path=folder,
+            base_url="",
+            registry={archive.file: f"md5:{archive.md5}"},
+            urls={archive.file: url},
+            retry_if_failed=2,
+        )
+        try:
+            store.fetch(archive.file, downloader=partial(stream, floor=floor))
             return
-        raise
-    with answer:
-        resumed = answer.status == 206
-        total = int(answer.headers.get("Content-Length", 0)) + (begun if resumed else 0)
-        start, got = time.monotonic(), 0
+        except (OSError, ValueError) as error:  # ValueError: a wrong MD5, or no address at all
+            failures.append(f"{url}: {error}")
+            if isinstance(error, _SlowSource) and floor > TRICKLE:
+                queue.append((url, TRICKLE))  # better slow than not at all
+    raise OSError("; ".join(failures))
+
+
+def _stream(
+    url: str,
+    path: str,
+    _: pooch.Pooch,
+    *,
+    progress: bool,
+    timeout: float,
+    patience: float,
+    floor: float,
+) -> None:
+    """A downloader for pooch: as its own, but for a server that is busy and for one that trickles."""
+    again = _Again(total=3, connect=0, status_forcelist=BUSY, backoff_factor=0.5)
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=again))
+        try:
+            answer = session.get(
+                url, stream=True, timeout=timeout, headers={"Accept-Encoding": "identity"}
+            )
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise _Unreachable(error) from error
         bar = tqdm(
-            desc=f"{part.stem} from {url.split('/')[2]}",
-            total=total or None,
-            initial=begun if resumed else 0,
+            desc=f"{url.rpartition('/')[2]} from {url.split('/')[2]}",
+            total=answer.raw.length_remaining,  # None where the server does not say
             unit="B",
             unit_scale=True,
             disable=not progress,
         )
-        with open(part, "ab" if resumed else "wb") as file, bar:
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-                got += len(chunk)
-                seconds = time.monotonic() - start
-                if seconds > patience and got / seconds < slow:
-                    raise _SlowSource(f"slow ({got / seconds / 1e3:.0f} kB/s)")
-    if total and part.stat().st_size < total:
-        raise OSError(f"broke off after {part.stat().st_size} of {total} bytes")
+        begin, got = time.monotonic(), 0
+        with answer, open(path, "wb") as file, bar:
+            try:
+                while chunk := answer.raw.read1(CHUNK, decode_content=False):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                    got += len(chunk)
+                    seconds = time.monotonic() - begin
+                    if seconds > patience:
+                        if got / seconds < floor:
+                            raise _SlowSource(f"slow ({got / seconds / 1e3:.3g} kB/s)")
+                        begin, got = time.monotonic(), 0
+            except (
+                urllib3.exceptions.HTTPError
+            ) as error:  # broken off, or silent: pooch tries again
+                raise requests.ConnectionError(error) from error
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def _unpack(path: Path, aside: Path) -> None:
+    """What an archive holds, put beside it in the place of what has the same name."""
+    try:
+        pooch.Untar(extract_dir=str(aside / "new"))(str(path), "download", None)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise OSError(f"{path} cannot be unpacked: {error}") from error
+    for new in (aside / "new").iterdir():
+        place = path.with_name(new.name)
+        if place.exists():
+            (aside / "old").mkdir(exist_ok=True)
+            place.rename(aside / "old" / new.name)
+        new.rename(place)

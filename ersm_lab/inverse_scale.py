@@ -41,6 +41,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -544,7 +545,10 @@ def sparsify_dataset(
                 x = part.permute(0, 3, 1, 2).float() / 255  # (n, C, H, W)
                 y = sparsify(x, level, settings=settings)
                 result = (y.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu()
-                save_atomically({"images": result, "sha256": _sha256(result)}, path)
+                with suppress(
+                    OSError, RuntimeError
+                ):  # cannot be written: no matter, but for the time
+                    save_atomically({"images": result, "sha256": _sha256(result)}, path)
             results.append(result)
             bar.update(len(part))
     return torch.cat(results).to(images.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def shoot(
         metrics=metrics,
     )
     if keep:
-        save_atomically({f.name: getattr(film, f.name) for f in fields(film)}, place)
+        with suppress(OSError, RuntimeError):  # cannot be written: it is shot again the next time
+            save_atomically({f.name: getattr(film, f.name) for f in fields(film)}, place)
     return film
 
 

@@ -91,7 +91,7 @@ def describe_device(device: Any = "cpu", precision: str | None = None) -> dict[s
     described = {
         "type": device.type,
         "name": _cpu_name(),
-        "cores": _cores(),
+        "cores": allowed_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "precision": precision,
@@ -219,8 +219,11 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
+def allowed_cores() -> int:
+    """How many cores this process may use: `taskset`, containers and Slurm allow fewer than all."""
+    if hasattr(os, "process_cpu_count"):  # since Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -93,13 +94,18 @@ def resolve_precision(precision: str, device: str = "cpu") -> str:
 
 
 def make_fabric(*, precision: str = "auto", device: str = "auto", processes: int = 1) -> Fabric:
-    """A launched Fabric on one device, or on `processes` CPU processes or GPUs under `torchrun`."""
+    """A launched Fabric on one device, or on `processes` CPU processes or GPUs under `torchrun`.
+
+    One process asks nothing of a cluster whose variables it may find around it, such as Slurm's in a
+    Jupyter session.
+    """
     kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     strategy = DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto"
     fabric = Fabric(
         accelerator=kind,
         devices=processes,
         strategy=strategy,
+        plugins=LightningEnvironment() if processes == 1 else None,
         precision=resolve_precision(precision, kind),
     )
     fabric.launch()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import records
+from .provenance import allowed_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def verify_all(names: Sequence[str], *, jobs: int | None = None) -> Iterator[Ver
     Yields:
         The verdicts, in the order of the names.
     """
-    jobs = min(jobs or os.cpu_count() or 1, len(names))
+    jobs = min(jobs or allowed_cores(), len(names))
     if jobs <= 1:
         yield from map(functools.partial(verify, progress=True), names)
         return

@@ -5,7 +5,14 @@ import functools
 import pytest
 
 from ersm_lab import evaluation, runs
+from ersm_lab.provenance import allowed_cores
 from ersm_lab.training import make_fabric
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """As many as there are cores that may be used; xdist counts those of the machine."""
+    return allowed_cores()
 
 
 class Killed(Exception):

@@ -1,7 +1,13 @@
 """The verbs of `python -m ersm_lab`, on an experiments module that takes no time."""
 
+import errno
+import io
+import os
+import subprocess
+import sys
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -588,6 +594,45 @@ def test_a_broken_record_is_named(lab, capsys, tmp_path):
     path.write_text("{")
     assert main(["list"]) == 1
     assert f"error: {path} is not JSON" in capsys.readouterr().err
+
+
+def said(*arguments, **variables):
+    """A process of `python -m ersm_lab`, which writes to two pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ersm_lab", *arguments],
+        cwd=Path(ersm_lab.__file__).parents[1],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["run", "--dry-run", "--dataset", "shapes"]])
+def test_an_output_that_nobody_reads_ends_without_a_traceback(arguments):
+    process = said(*arguments, PYTHONUNBUFFERED="1")
+    process.stdout.close()
+    assert process.wait(120) == 141
+    assert process.stderr.read() == b""
+
+
+def test_a_terminal_that_knows_ascii_only_shows_a_question_mark(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(records, "read_all", lambda **_: [])
+    monkeypatch.setattr(records, "results_dir", lambda: "données ±")
+    assert main(["list"]) == 0
+    assert shown.getvalue() == b"no such records in donn?es ?\n"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_where_nothing_can_be_written_the_error_names_the_way_out(monkeypatch, capsys, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "/somewhere/data")
+
+    monkeypatch.setattr(records, "read_all", refuse)
+    assert main(["list"]) == 1
+    err = capsys.readouterr().err
+    assert "/somewhere/data" in err and "ERSM_HOME names another folder" in err
 
 
 def test_no_verb_and_unknown_verb_show_the_usage(capsys):

@@ -1,5 +1,8 @@
 """Image data: where it is looked for, how it is split, and what a training batch is made of."""
 
+import hashlib
+import os
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +15,26 @@ from ersm_lab.data import Augment, Batches, ImageSet
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
+def content(file):
+    return f"what {file} holds".encode()
+
+
+def checksum(file):
+    return hashlib.md5(content(file)).hexdigest()
+
+
+class TinyCifar(data.CIFAR["cifar10"]):
+    """The official files by name, with a few bytes in each."""
+
+    train_list = tuple((f, checksum(f)) for f, _ in data.CIFAR["cifar10"].train_list)
+    test_list = tuple((f, checksum(f)) for f, _ in data.CIFAR["cifar10"].test_list)
+    meta = data.CIFAR["cifar10"].meta | {"md5": checksum("batches.meta")}
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty home, no ERSM_DATA_DIR, and nothing remembered of earlier look-ups."""
+    """An empty home, no ERSM_DATA_DIR, tiny files, and nothing remembered of earlier look-ups."""
+    monkeypatch.setitem(data.CIFAR, "cifar10", TinyCifar)
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     monkeypatch.delenv("ERSM_DATA_DIR", raising=False)
     monkeypatch.delenv("ERSM_DATASET", raising=False)
@@ -24,14 +44,25 @@ def home(tmp_path, monkeypatch):
 
 
 def made_up_cifar(folder):
-    """Empty files of the official names: enough to be found."""
-    official = data.CIFAR["cifar10"]
-    files = [name for name, _ in official.train_list + official.test_list]
-    for name in [*files, official.meta["filename"]]:
-        path = folder / official.base_folder / name
+    """The files of `TinyCifar`."""
+    for file in [f for f, _ in TinyCifar.train_list + TinyCifar.test_list] + ["batches.meta"]:
+        path = folder / TinyCifar.base_folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(content(file))
     return folder
+
+
+def damage(folder, file="data_batch_3"):
+    """One byte of one file becomes another; returns the file."""
+    path = folder / TinyCifar.base_folder / file
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    return path
+
+
+OFFICIAL = data.locate("cifar10")  # before any test puts another in its place
+needs_cifar10 = pytest.mark.skipif(
+    OFFICIAL is None, reason="CIFAR-10 is not on this machine (see ERSM_DATA_DIR)"
+)
 
 
 def offline(*args, **kwargs):
@@ -262,6 +293,19 @@ def test_a_limit_takes_the_first_images():
     assert len(fewer) == 20 and torch.equal(more.images[:20], fewer.images)
 
 
+@pytest.mark.parametrize("limit", [0, -1, True, 2.5, 3.0, "4", np.bool_(True)])
+@pytest.mark.parametrize("name", ["shapes", "cifar10"])
+def test_a_limit_that_is_no_whole_number_of_at_least_1_is_an_error(name, limit):
+    with pytest.raises(ValueError, match="limit must be a whole number of at least 1, or None"):
+        data.load(name, "test", limit=limit)
+
+
+def test_a_limit_may_be_of_numpy_and_beyond_what_there_is(monkeypatch):
+    assert len(data.load("shapes", "test", limit=np.int64(3))) == 3
+    monkeypatch.setitem(data.SHAPES_SIZE, "test", 5)
+    assert len(data.load("shapes", "test", limit=9)) == len(data.load("shapes", "test")) == 5
+
+
 def test_many_shapes_are_drawn_once_and_then_taken_from_the_cache(home, monkeypatch):
     calls = []
 
@@ -278,6 +322,30 @@ def test_many_shapes_are_drawn_once_and_then_taken_from_the_cache(home, monkeypa
     data._textured_shapes("shapes", 5_001, seed=2, spurious=None)
     data._textured_shapes("shapes", 5_002, seed=2, spurious=None)
     assert calls[1:] == [(5_001, 2), (5_002, 2)]
+
+
+@pytest.mark.parametrize("place", ["data", "data/cache"])
+def test_shapes_are_drawn_where_nothing_can_be_kept(home, monkeypatch, place):
+    (home / place).parent.mkdir(exist_ok=True)
+    (home / place).touch()  # a file where a folder should be: not even root can write there
+    drawn = shapes.textured_shapes(1, seed=1)
+    monkeypatch.setattr(data.shapes, "textured_shapes", lambda *_, **__: drawn)
+    with pytest.warns(match="cannot be kept.*Set ERSM_HOME to a folder that can be written"):
+        made = data._textured_shapes("shapes", 5_001, seed=1, spurious=None)
+    assert torch.equal(made.images, drawn.images)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\0" * 4_000])
+def test_a_broken_file_of_the_cache_is_drawn_again(home, monkeypatch, content):
+    drawn = shapes.textured_shapes(1, seed=1)
+    monkeypatch.setattr(data.shapes, "textured_shapes", lambda *_, **__: drawn)
+    ask = lambda: data._textured_shapes("shapes", 5_001, seed=1, spurious=None)  # noqa: E731
+    ask()
+    (kept,) = (home / "data" / "cache").iterdir()
+    kept.write_bytes(content)
+    with pytest.warns(match="cannot be read, and is made again"):
+        assert torch.equal(ask().images, drawn.images)
+    assert torch.equal(ask().images, drawn.images) and kept.stat().st_size > 1_000
 
 
 @pytest.mark.parametrize(
@@ -309,9 +377,7 @@ def test_the_split_is_the_first_45000_and_the_last_5000_training_images(monkeypa
         assert torch.equal(low + 256 * high, part.labels) and (kind == official_train).all()
 
 
-@pytest.mark.skipif(
-    data.locate("cifar10") is None, reason="CIFAR-10 is not on this machine (see ERSM_DATA_DIR)"
-)
+@needs_cifar10
 def test_cifar10_is_split_into_45000_5000_and_10000_images():
     train, val, test = (data.load("cifar10", split) for split in ("train", "val", "test"))
     assert [len(part) for part in (train, val, test)] == [45_000, 5_000, 10_000]
@@ -343,7 +409,7 @@ def test_the_named_folder_comes_first_then_downloads_then_data(home, monkeypatch
 
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
 def test_a_folder_with_a_file_missing_does_not_count(home, file):
-    folder = made_up_cifar(home / "data") / data.CIFAR["cifar10"].base_folder
+    folder = made_up_cifar(home / "data") / TinyCifar.base_folder
     (folder / file).unlink()
     assert data.locate("cifar10") is None
 
@@ -351,7 +417,8 @@ def test_a_folder_with_a_file_missing_does_not_count(home, file):
 def test_what_is_absent_is_downloaded_into_the_home(home, monkeypatch):
     fetched = []
 
-    def fetch(archive, target, *, progress):
+    def fetch(archive, target, *, needed, progress):
+        assert needed()
         fetched.append((archive.file, target))
         made_up_cifar(target)
 
@@ -381,6 +448,99 @@ def test_every_archive_has_two_sources_and_an_md5():
         archive = download.ARCHIVES[name]
         assert len({url.split("/")[2] for url in archive.urls}) >= 2
         assert archive.md5 == data.CIFAR[name].tgz_md5
+
+
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("how", ["a byte", "cut", "empty"])
+def test_a_damaged_copy_is_named_and_passed_over(home, monkeypatch, file, how):
+    monkeypatch.setenv("ERSM_DATA_DIR", str(made_up_cifar(home / "mine")))
+    made_up_cifar(home / "data")
+    assert data.locate("cifar10") == home / "mine"  # nothing is remembered of a file that changes
+    path = home / "mine" / TinyCifar.base_folder / file
+    if how == "a byte":
+        damage(home / "mine", file)
+    else:
+        os.truncate(path, {"cut": 5, "empty": 0}[how])
+    with pytest.warns(match=f"damaged, and therefore passed over: {path}$"):
+        assert data.obtain("cifar10") == home / "data"
+
+
+def test_a_file_that_cannot_be_read_is_a_damaged_one(home, monkeypatch):
+    made_up_cifar(home / "data")
+    monkeypatch.setattr(data, "calculate_md5", offline)  # the disk says no
+    with pytest.warns(match="data_batch_1"):
+        assert data.locate("cifar10") is None
+
+
+def test_each_file_is_read_once_a_process(home, monkeypatch):
+    made_up_cifar(home / "data")
+    read = []
+    monkeypatch.setattr(
+        data, "calculate_md5", lambda path: read.append(path) or checksum(path.name)
+    )
+    data._md5_of_state.cache_clear()
+    for _ in range(3):
+        assert data.locate("cifar10") == home / "data"
+    assert len(read) == len(set(read)) == 7
+
+
+def test_a_damaged_download_is_fetched_again(home, monkeypatch):
+    downloads = home / "data" / "downloads"
+    damage(made_up_cifar(downloads))
+    monkeypatch.setattr(download, "fetch_archive", lambda _, target, **__: made_up_cifar(target))
+    with pytest.warns(match="data_batch_3"):
+        assert data.obtain("cifar10") == downloads
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.locate("cifar10") == downloads
+
+
+def test_a_damaged_copy_of_the_user_is_never_overwritten(home, monkeypatch):
+    downloads = home / "data" / "downloads"
+    wrong = damage(made_up_cifar(downloads))
+    monkeypatch.setenv("ERSM_DATA_DIR", str(downloads))
+    monkeypatch.setattr(download, "fetch_archive", lambda _, target, **__: made_up_cifar(target))
+    before = wrong.read_bytes()
+    with (
+        pytest.warns(match="data_batch_3"),
+        pytest.raises(data.DataDamaged, match="the folder of ERSM_DATA_DIR is left as it is"),
+    ):
+        data.obtain("cifar10")
+    assert wrong.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:damaged")
+def test_damaged_and_offline_no_shapes_stand_in_and_the_error_says_what_to_do(home, monkeypatch):
+    wrong = damage(made_up_cifar(home / "data"))
+    monkeypatch.setattr(download, "fetch_archive", offline)
+    for ask in (data.default_dataset, lambda: data.load("cifar10", "test")):
+        with pytest.raises(data.DataDamaged) as caught:
+            ask()
+        for part in (str(wrong), "no route to host", f"Delete {wrong.parent}", "ERSM_DATA_DIR"):
+            assert part in str(caught.value)
+
+
+@needs_cifar10
+def test_one_changed_byte_in_the_official_files_is_found(home, monkeypatch):
+    folder = home / "mine" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for file in (OFFICIAL / "cifar-10-batches-py").iterdir():
+        (folder / file.name).symlink_to(file)
+    monkeypatch.setitem(data.CIFAR, "cifar10", TinyCifar.__base__)
+    monkeypatch.setenv("ERSM_DATA_DIR", str(home / "mine"))
+    assert data.locate("cifar10") == home / "mine"
+    changed = bytearray((folder / "test_batch").read_bytes())
+    changed[12_345_678] ^= 1
+    (folder / "test_batch").unlink()
+    (folder / "test_batch").write_bytes(changed)
+    monkeypatch.setattr(download, "fetch_archive", offline)
+    with (
+        pytest.warns(match="test_batch"),
+        pytest.raises(
+            data.DataDamaged, match=f"{folder / 'test_batch'}\\) and cannot be downloaded"
+        ),
+    ):
+        data.load("cifar10", "train")
 
 
 def test_shapes_stand_in_where_cifar10_cannot_be_had(home, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from headless import serving
+from headless import Handler, serving
 from PIL import Image
 
 from ersm_lab import demo_export
@@ -268,6 +268,32 @@ def test_a_missing_network_is_named(browser, tmp_path):
         assert "ersm.onnx could not be loaded: the server answered 404" in text
         assert page.locator("[data-part=start]").is_enabled()  # to try again
         assert page.locator("[data-part=body]").count() == 0
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream"])
+def test_a_server_without_types_for_modules_and_wasm_will_do(browser, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(
+        Handler, "extensions_map", Handler.extensions_map | {".mjs": kind, ".wasm": kind}
+    )
+    lay_out(tmp_path)
+    with opened(browser, tmp_path) as (page, seen):
+        page.click("[data-part=start]")
+        settled(page)
+        assert seen["complaints"] == [] and page.locator("[data-part=body]").is_visible()
+
+
+def test_an_engine_that_does_not_run_is_not_called_a_missing_connection(browser, tmp_path):
+    lay_out(tmp_path)
+    engine = tmp_path / PREFIX / "_static" / "vendor"
+    engine.unlink()
+    shutil.copytree(STATIC / "vendor" / "onnxruntime-web", engine / "onnxruntime-web")
+    (engine / "onnxruntime-web" / demo_export.ENGINE[0]).write_text("this is no script")
+    with opened(browser, tmp_path) as (page, _):
+        page.click("[data-part=start]")
+        page.wait_for_selector("[data-part=problem]:visible")
+        text = page.inner_text("[data-part=problem]")
+        assert f"{demo_export.ENGINE[0]} is loaded, but this browser cannot run it" in text
+        assert "online" not in text
 
 
 def test_missing_webassembly_is_named(browser, tmp_path):

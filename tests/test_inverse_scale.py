@@ -485,6 +485,15 @@ def test_data_set_is_computed_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path):
+    images = photographs(3)
+    (tmp_path / "file").touch()  # not even root can make a folder in it
+    cache = tmp_path / "file" / "cache"
+    found = inverse_scale.sparsify_dataset(images, 0.6, cache=cache, progress=False)
+    kept = inverse_scale.sparsify_dataset(images, 0.6, cache=tmp_path / "new", progress=False)
+    assert torch.equal(found, kept)
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     images, calls = photographs(), []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from watched import STOPPED, Watch, run_side_by_side, run_watched
 
 from ersm_lab import records
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = "Some words, enough of them that nobody would call this page an empty one."
 PICTURE = b"a picture"
 FIGURE = hashlib.sha256(PICTURE).hexdigest() + ".png"
@@ -246,6 +249,33 @@ def test_commands_run_side_by_side_and_what_they_say_is_kept_together():
     ended = {e.name: e for e in run_side_by_side(commands, watch=watch, jobs=2, env=env)}
     assert {name: e.status for name, e in ended.items()} == {"one": 0, "two": 3, "three": 0}
     assert {name: e.output for name, e in ended.items()} == {n: f"1 {n}\n" for n in commands}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be forbidden here")
+def test_no_more_run_side_by_side_than_cores_are_allowed():
+    allowed, spans = os.sched_getaffinity(0), []
+    script = "import time; a = time.time(); time.sleep(0.2); print(a, time.time())"
+    commands = {name: [sys.executable, "-c", script] for name in "abc"}
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        for ended in run_side_by_side(commands, watch=Watch(limit=60, idle=30)):
+            spans.append([float(time) for time in ended.output.split()])
+    finally:
+        os.sched_setaffinity(0, allowed)
+    spans.sort()
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def test_text_has_the_same_bytes_in_every_checkout():
+    asked = subprocess.run(
+        ["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    if asked.returncode:
+        pytest.skip("this is no checkout")
+    kinds = {tuple(line.split("\t")[0].split()[0:3]) for line in asked.stdout.splitlines()}
+    assert {stored for stored, *_ in kinds} <= {"i/lf", "i/-text", "i/none"}  # as committed
+    assert {how for stored, _, how in kinds if stored == "i/lf"} == {"attr/text=auto"}  # eol=lf
+    assert {how for stored, _, how in kinds if stored == "i/-text"} == {"attr/-text"}  # binary
 
 
 def test_a_command_that_is_stopped_says_so_in_its_own_output():

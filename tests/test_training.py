@@ -428,6 +428,13 @@ def test_there_is_no_trunk_where_the_mask_is_on_from_the_start_or_weights_are_av
         assert not trunk.exists()
 
 
+def test_one_process_asks_nothing_of_a_cluster_around_it(monkeypatch):
+    for name, value in {"JOB_ID": 1, "JOB_NAME": "x", "NTASKS": 4, "PROCID": 2}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    fabric = make_fabric(precision="32-true", device="cpu")
+    assert (fabric.world_size, fabric.global_rank) == (1, 0)
+
+
 # --- noise and averages --------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,35 +24,57 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def environment(home: Path) -> dict[str, str]:
-    return os.environ | {"ERSM_HOME": str(home), "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The project in a folder whose name means something to shells and patterns."""
+    folder = tmp_path_factory.mktemp("workflow") / "a [strange] plâce's"
+    for part in ("ersm_lab", "workflow"):
+        shutil.copytree(ROOT / part, folder / part)
+    for part in ("ersm_core.py", "pyproject.toml"):
+        shutil.copy2(ROOT / part, folder / part)
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "01_one.ipynb").touch()
+    return folder
 
 
-def command(home: Path, *arguments: str) -> list[str]:
-    place = ["--snakefile", str(ROOT / "workflow/Snakefile"), "--directory", str(home / "work")]
-    return [str(SNAKEMAKE), *place, "--cores", "2", *arguments]
+def environment(place: Path, home: Path) -> dict[str, str]:
+    own = {"ERSM_HOME": str(home), "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+    return os.environ | own
 
 
-def snakemake(home: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        command(home, *arguments),
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
-    return done.stdout + done.stderr
+def reproduce(place: Path, home: Path, *options: str, **settings) -> subprocess.Popen:
+    """What `make reproduce` starts."""
+    command = [sys.executable, str(place / "workflow" / "reproduce.py"), *options]
+    return subprocess.Popen(command, env=environment(place, home), text=True, **settings)
+
+
+def ended(place: Path, home: Path, *options: str) -> tuple[int, str]:
+    """The exit status of a whole run, and what it said."""
+    process = reproduce(place, home, *options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = process.communicate(timeout=600)
+    return process.returncode, said
 
 
 def record(home: Path, name: str) -> dict:
     return json.loads((home / "data/results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_the_whole_grid_can_be_planned(tmp_path):
-    said = snakemake(tmp_path, "--dry-run", "--quiet", "rules", "--config", "scale=full")
+def test_the_whole_grid_can_be_planned(place, tmp_path):
+    options = ["--dry-run", "--quiet", "rules", "--config", "scale=full", "dataset=shapes"]
+    status, said = ended(place, tmp_path, *options)
     counts = dict(line.split()[:2] for line in said.splitlines() if len(line.split()) == 2)
-    assert int(counts["train"]) > 100 and int(counts["judge"]) > 100
+    assert status == 0 and int(counts["train"]) > 100 and int(counts["judge"]) > 100
+
+
+def test_every_command_may_run_in_any_folder(place, tmp_path):
+    config = ["methods=ablation-dense", "dataset=shapes", "book=true"]
+    status, said = ended(place, tmp_path, "--dry-run", "--config", *config)
+    commands = re.findall(r"Shell command: (cd .*)|^ *(cd .*)", said, re.MULTILINE)
+    words = [shlex.split(one or other) for one, other in commands]
+    assert status == 0 and {word[1] for word in words} == {str(place)}
+    (notebook,) = [word for word in words if "tools/execute_notebooks.py" in word]
+    assert notebook[-1] == str(place / "notebooks" / "01_one.ipynb")
+    assert any("tools/build_book.py" in word for word in words)
 
 
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
@@ -66,32 +90,38 @@ def test_the_profiles_of_clusters_name_an_executor_and_settings_that_exist(profi
         assert f"--{name}" in known or name.startswith("kubernetes-"), name
 
 
-def test_a_job_that_was_killed_goes_on_and_gives_the_same_record(tmp_path):
+def test_a_home_that_cannot_be_written_is_named_with_the_way_out(place, tmp_path):
+    (tmp_path / "file").touch()
+    status, said = ended(place, tmp_path / "file")
+    assert status == 1 and str(tmp_path / "file") in said
+    assert said.endswith("Set ERSM_HOME to a folder that can be written.\n")
+
+
+def test_what_was_killed_goes_on_and_gives_the_same_record(place, tmp_path):
     chosen = ["--config", "scale=smoke", "dataset=shapes", "methods=ablation-dense", "cards=false"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
-        command(killed, *chosen),
-        env=environment(killed),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    killed, whole = tmp_path / "killed [here]", tmp_path / "whole"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = reproduce(place, killed, *chosen, start_new_session=True, **quiet)
     resume = killed / "data/cache/training"
     end = time.monotonic() + 300
     while not [*resume.rglob("*.pt")] and time.monotonic() < end:  # an epoch is done
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.1)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it does not end by itself
+    status, said = ended(place, killed, *chosen)
+    assert status == 1 and said.count("\n") == 1 and "let it end, or stop it first" in said
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "data/results" / f"{DENSE}.json").exists()
 
-    snakemake(killed, "--unlock", *chosen)
-    said = snakemake(killed, "--rerun-incomplete", *chosen)
+    status, said = ended(place, killed, *chosen)
+    assert status == 0, said[-3_000:]
     assert not [*resume.rglob("*.pt")] and "1 ran, 0 left, 0 failed" in said
 
     # The same without a kill, by two processes at once.
     run = [sys.executable, "-m", "ersm_lab", "run", DENSE]
-    both = [subprocess.Popen(run, env=environment(whole), cwd=ROOT) for _ in range(2)]
+    settings = {"env": environment(place, whole), "cwd": place}
+    both = [subprocess.Popen(run, **settings) for _ in range(2)]
     assert [p.wait(600) for p in both] == [0, 0]
     one, other = record(killed, DENSE), record(whole, DENSE)
     assert one["metrics"] == other["metrics"] and one["answers"] == other["answers"]
@@ -99,6 +129,6 @@ def test_a_job_that_was_killed_goes_on_and_gives_the_same_record(tmp_path):
 
     # What is done is left; a record that is gone is made again, whatever the stamp says.
     run = f"-m ersm_lab run {DENSE}"
-    assert run not in snakemake(killed, "--dry-run", *chosen)
+    assert run not in ended(place, killed, "--dry-run", *chosen)[1]
     shutil.rmtree(killed / "data/results")
-    assert run in snakemake(killed, "--dry-run", *chosen)
+    assert run in ended(place, killed, "--dry-run", *chosen)[1]

@@ -25,6 +25,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 from watched import Watch, run_side_by_side
 
 from ersm_lab import records
+from ersm_lab.provenance import allowed_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -260,7 +261,7 @@ def main() -> int:
     (BUILD / "notebook_seconds.json").write_text(json.dumps(report, indent=1) + "\n")
     sound = {names[name].stem: s for name, s in seconds.items() if name not in failed}
     if args.record and sound:
-        alone = min(args.jobs or os.cpu_count() or 1, len(names)) == 1
+        alone = min(args.jobs or allowed_cores(), len(names)) == 1
         print(f"wrote {record(sound, scale=args.scale, threads=None if alone else 1)}")
     return 1 if failed else 0
 

@@ -25,6 +25,8 @@ from typing import IO
 
 import psutil
 
+from ersm_lab.provenance import allowed_cores
+
 STOPPED = 124  # the exit status that timeout(1) gives, too
 BUSY_SHARE = 0.02  # of one core, over the idle time
 
@@ -68,7 +70,7 @@ def run_side_by_side(
     Yields:
         Each command as it ends; what it said, stdout and stderr, is kept together.
     """
-    jobs = min(jobs or os.cpu_count() or 1, len(commands)) or 1
+    jobs = min(jobs or allowed_cores(), len(commands)) or 1
     env = dict(os.environ if env is None else env)
     if jobs > 1:
         env.setdefault("OMP_NUM_THREADS", "1")

@@ -45,6 +45,19 @@ async function load(path, onBytes = () => {}) {
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
+/* Import a script that is loaded. A browser imports from an address only what the server says is
+ * JavaScript, and many servers have no type for .mjs. */
+async function importLoaded(script, name) {
+  const url = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+  try {
+    return await import(url);
+  } catch (error) {
+    throw new Error(`${name} is loaded, but this browser cannot run it: ${error.message}`);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const total = (files) => files.reduce((sum, file) => sum + file.bytes, 0);
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -78,16 +91,13 @@ async function start() {
   part("loading").hidden = false;
   const { dense, ersm } = manifest.networks;
   const [script, wasm] = manifest.engine.files;
-  const all = wasm.bytes + dense.bytes + ersm.bytes;
+  const all = script.bytes + wasm.bytes + dense.bytes + ersm.bytes;
   let loaded = 0;
   const onBytes = (count) => { part("progress").value = (loaded += count) / all; };
   try {
-    const module = import(address(ENGINE + script.file)).catch(() => {
-      throw new Error(`${script.file} could not be loaded. Is the book complete, and are you online?`);
-    });
-    const files = [load(ENGINE + wasm.file, onBytes), load(dense.file, onBytes), load(ersm.file, onBytes)];
-    const [binary, ...graphs] = await Promise.all(files);
-    engine = await module;
+    const files = [ENGINE + script.file, ENGINE + wasm.file, dense.file, ersm.file];
+    const [code, binary, ...graphs] = await Promise.all(files.map((file) => load(file, onBytes)));
+    engine = await importLoaded(code, script.file);
     engine.env.wasm.numThreads = 1; // more would need headers for cross-origin isolation
     engine.env.wasm.wasmBinary = binary.buffer;
     const make = (graph) => engine.InferenceSession.create(graph, { executionProviders: ["wasm"] });
