@@ -104,7 +104,10 @@ def output_of(network, layer, x):
 
 
 def hooks(network):
-    return [hook for module in network.modules() for hook in module._forward_hooks.values()]
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called")
+    return [
+        hook for module in network.modules() for kind in kinds for hook in getattr(module, kind)
+    ]
 
 
 # --- attach and detach -----------------------------------------------------------------------------
@@ -174,10 +177,10 @@ def test_attaching_leaves_statistics_modes_and_random_numbers_alone():
 
 
 def test_a_mask_takes_its_layers_dtype():
-    network = attach_energy_mask(sequential().double(), "1.0.relu")
-    assert network[1][0].relu.energy_mask.weight.dtype == torch.float64
+    network = attach_energy_mask(sequential().double(), "1.0.norm")
+    assert network[1][0].norm.energy_mask.weight.dtype == torch.float64
     network(torch.randn(1, 3, 8, 8).double())
-    assert energy_states(network)["1.0.relu"].energy.dtype == torch.float64
+    assert energy_states(network)["1.0.norm"].energy.dtype == torch.float64
 
 
 def test_two_masks_add_their_losses():
@@ -254,7 +257,7 @@ def test_no_energy_and_the_lowest_logit_recover_the_dense_network_bit_for_bit(
 # --- copies and files ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", ["0", "1.0", "1.0.relu"])
+@pytest.mark.parametrize("layer", ["0", "1.0", "1.0.norm"])
 def test_a_copy_runs_its_own_mask(layer):
     network, x = attach_energy_mask(sequential().eval(), layer), torch.randn(2, 3, 8, 8)
     before = network(x)  # leaves a state with a graph behind
@@ -299,6 +302,8 @@ def test_a_state_dict_goes_round(settings):
 
 
 def test_an_unknown_layer_is_answered_with_the_nearest_names():
+    with pytest.raises(ValueError, match=r"no layer 5 in ResNet; nearest names: conv1"):
+        attach_energy_mask(models.resnet18(), 5)
     with pytest.raises(ValueError, match=r"no layer 'layr3' in ResNet; nearest names: .*layer3"):
         attach_energy_mask(models.resnet18(), "layr3")
     with pytest.raises(ValueError, match="no layer '' in Sequential; nearest names: 0"):
@@ -321,23 +326,41 @@ def test_an_unknown_preset_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("network", "layer"),
+    "network",
     [
-        (sequential(), "2"),  # logits
-        (TwoOutputs(), "pair"),  # a tuple
-        (
-            nn.Sequential(nn.Linear(4, 4)),
-            "0",
-        ),  # no convolution that would tell the image's channels
-        (nn.Sequential(nn.Conv2d(3, 4, 7), nn.Conv2d(5, 4, 3)), "1"),  # a network that cannot run
+        nn.Sequential(nn.Linear(4, 4)),  # no convolution that would tell the image's channels
+        nn.Sequential(nn.Conv2d(5, 4, 7), nn.Conv2d(3, 4, 3)),  # a network that cannot run
     ],
-    ids=["logits", "tuple", "no convolution", "cannot run"],
+    ids=["no convolution", "cannot run"],
 )
-def test_channels_that_cannot_be_found_are_asked_for(network, layer):
+def test_channels_that_cannot_be_found_are_asked_for(network):
+    layer = str(len(network) - 1)
     before = list(network.state_dict())
     with pytest.raises(ValueError, match=rf"channels of layer '{layer}'.*give channels="):
         attach_energy_mask(network, layer)
     assert list(network.state_dict()) == before and hooks(network) == []
+    attach_energy_mask(network, layer, channels=4)
+
+
+@pytest.mark.parametrize("channels", [None, 10])
+@pytest.mark.parametrize(
+    ("network", "layer", "message"),
+    [
+        (
+            sequential(),
+            "2",
+            r"'2' returns \(1, 10\) and \(1, 10\), .* no feature map .* such as 2.0",
+        ),
+        (TwoOutputs(), "pair", r"'pair' returns \(\) and \(\), .* no feature map .* such as split"),
+    ],
+    ids=["logits", "tuple"],
+)
+def test_a_layer_without_a_feature_map_is_refused_with_one_that_has(
+    network, layer, message, channels
+):
+    with pytest.raises(ValueError, match=message):
+        attach_energy_mask(network, layer, channels=channels)
+    assert hooks(network) == []
 
 
 def test_a_container_that_runs_its_children_needs_a_layer_inside():
@@ -364,8 +387,9 @@ def test_a_network_without_a_mask_says_so():
         energy_loss(attach_energy_mask(network, "0", channels=8))
 
 
-def test_the_blank_image_that_finds_the_channels_leaves_no_state():
+def test_attaching_a_second_mask_leaves_the_state_of_the_first():
     network = attach_energy_mask(sequential(), "0")
     network(torch.randn(2, 3, 8, 8))
+    (before,) = energy_states(network).values()
     attach_energy_mask(network, "1")
-    assert energy_states(network) == {}
+    assert energy_states(network) == {"0": before}
