@@ -74,14 +74,15 @@ def energy_terms(
         agreement: (B, 1, H, W), a_i = sum_{j in N(i)} p^_i . p^_j, in [-neighbourhood, neighbourhood].
 
     Raises:
-        ValueError: a wrong rank or shape, complex, NaN or infinite values, tokens whose squares
+        ValueError: a wrong rank or shape, complex, NaN or infinite values, numbers that
             overflow, a neighbourhood other than 4 or 8.
     """
     _check_terms(tokens, weight, bias, neighbourhood)
     p, scale = _full_precision(tokens)  # (B, D, H, W), (B, 1, H, W)
-    if _any(scale == 0):
-        raise ValueError("squares of the tokens overflow: scale them down or give them in float64")
-    return _logit(p, scale, weight, bias), _agreement(p * scale, neighbourhood)
+    logit, agreement = _logit(p, scale, weight, bias), _agreement(p * scale, neighbourhood)
+    if _any((scale == 0) | ~logit.isfinite()):
+        raise ValueError("tokens or weight overflow: scale them down, or give tokens in float64")
+    return logit, agreement
 
 
 def _full_precision(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ class EnergyMask(nn.Module):
         self.lambda_unary = _number("lambda_unary", lambda_unary)
         self.lambda_pair = _number("lambda_pair", lambda_pair)
         self.neighbourhood, self.gate = neighbourhood, gate
-        self.temperature = _number("temperature", temperature, least=1e-30)
+        self.temperature = _number("temperature", temperature, least=1e-9)
         self.hard, self.noise = _flag("hard", hard), _number("noise", noise)
         self.check_nan = _flag("check_nan", check_nan)
         self.detach_pairwise = _flag("detach_pairwise", detach_pairwise)
@@ -343,7 +344,7 @@ class EnergyMask(nn.Module):
                 f"EnergyMask was made for {self.channels} channels, got a map of {channels}: {do}"
             )
         s = self.patch_size
-        if height % s or width % s:
+        if height % s or width % s or not height * width:
             raise ValueError(
                 f"a map of {height} x {width} does not divide into patches of {s} x {s}: pad it or "
                 "choose a patch_size that divides both sides"
@@ -391,13 +392,14 @@ class _Hooks:
         if not isinstance(mask, EnergyMask) or not mask._in_pass:
             return
         mask._in_pass = False
-        skipped = mask.enabled and mask.state is None and output is not None  # None: an error
-        if skipped and not isinstance(self.holder, nn.Sequential):
-            if not any(self.apply in m._forward_hooks.values() for m in model.modules()):
-                raise RuntimeError(
-                    f"the mask of layer {mask.attached_to!r} no longer runs, as the layer was replaced "
-                    "(by convert_sync_batchnorm?): detach_energy_mask, replace, then attach"
-                )
+        if mask.state is not None or not mask.enabled or output is None:  # ran, is off, or an error
+            return
+        in_place = (self.apply in m._forward_hooks.values() for m in model.modules())
+        if not isinstance(self.holder, nn.Sequential) and not any(in_place):
+            raise RuntimeError(
+                f"the mask of layer {mask.attached_to!r} no longer runs, as the layer was replaced "
+                "(by convert_sync_batchnorm?): detach_energy_mask, replace, then attach"
+            )
 
 
 def attach_energy_mask(
@@ -435,9 +437,8 @@ def attach_energy_mask(
     hooked = any(getattr(hook, "__func__", None) is _Hooks.apply for hook in hooks)
     held = "energy_mask" in target._modules or held_by_model in model._modules
     if hooked or held or isinstance(target, EnergyMask):
-        raise ValueError(
-            f"layer {layer!r} has an energy mask: call detach_energy_mask(model) first"
-        )
+        do = "call detach_energy_mask(model) first"
+        raise ValueError(f"layer {layer!r} has an energy mask: {do}")
     if preset not in (None, "published", "stable"):
         raise ValueError(f'preset must be None, "published" or "stable", got {preset!r}')
     # A mask is a child of its layer where that cannot change what the layer runs, else of the model.
@@ -536,17 +537,14 @@ def _blank_passes(model: nn.Module, layer: str, *, probed: bool) -> list[dict[st
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         return []
-    held = [
-        [*m._parameters.values(), *m._buffers.values(), *vars(m).values()] for m in model.modules()
-    ]
-    tensors = [v for values in held for v in values if isinstance(v, Tensor) and not is_lazy(v)]
-    copies = {id(v): v if isinstance(v, nn.Parameter) else v.detach().clone() for v in tensors}
+    parts = [part for m in model.modules() for part in (m._parameters, m._buffers, vars(m))]
+    values = [value for part in parts for value in part.values() if isinstance(value, Tensor)]
+    tensors = [value for value in values if not is_lazy(value)]
+    copies = {id(t): t if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors}
     stems = dict.fromkeys([first.in_channels or 3, 3])  # 3: lazy, or behind a space-to-depth step
+    like = {"device": first.weight.device, "dtype": first.weight.dtype}
     passes: list[dict[str, list[tuple]]] = []
-    for shape in [(1, channels, size, size) for channels in stems for size in (32, 64, 224)]:
-        blank = torch.zeros(
-            shape, device=first.weight.device, dtype=first.weight.dtype
-        )  # (1, C, H, W)
+    for channels, side in [(channels, side) for channels in stems for side in (32, 64, 224)]:
         ran: dict[str, list[tuple]] = {}
         try:
             twin = copy.deepcopy(model, dict(copies)).eval()
@@ -556,10 +554,11 @@ def _blank_passes(model: nn.Module, layer: str, *, probed: bool) -> list[dict[st
             for name, module in named.items():
                 module.register_forward_hook(partial(_note, ran.setdefault(name, [])))
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                twin(blank)
+                twin(torch.zeros(1, channels, side, side, **like))
         except Exception:  # this network takes no image, or none of this size
             pass
-        passes += [ran] if ran.get(layer) else []
+        if ran.get(layer):
+            passes.append(ran)
         if len(passes) == 2:
             break
     return passes
@@ -593,7 +592,8 @@ def _channels(layer: str, passes: list[dict[str, list[tuple]]], given: int | Non
     fit = [name for name in names if _are_maps([ran[name] for ran in passes])]
     inside = [name for name in fit if name.startswith(f"{layer}.")]
     near = difflib.get_close_matches(layer, inside or fit, n=3, cutoff=0.3) or fit[:3]
-    raise ValueError(f"layer {layer!r} {wrong}: name another layer, such as {', '.join(near)}")
+    such = f", such as {', '.join(near)}" if near else ""
+    raise ValueError(f"layer {layer!r} {wrong}: name another layer{such}")
 
 
 def _are_maps(runs: list[list[tuple]]) -> bool:
@@ -614,8 +614,8 @@ def _whole(name: str, value: int) -> int:
 
 
 def _number(name: str, value: float, *, least: float = 0.0) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value <= 1e30:
-        raise ValueError(f"{name} must be a number from {least:g} to 1e30, got {value!r}")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value <= 1e9:
+        raise ValueError(f"{name} must be a number from {least:g} to 1e9, got {value!r}")
     return float(value)
 
 
@@ -626,7 +626,7 @@ def _flag(name: str, value: bool) -> bool:
 
 
 def _check_neighbourhood(neighbourhood: int) -> None:
-    if neighbourhood not in (4, 8):
+    if not isinstance(neighbourhood, numbers.Real) or neighbourhood not in (4, 8):
         raise ValueError(f"neighbourhood must be 4 or 8, got {neighbourhood!r}")
 
 
