@@ -13,7 +13,7 @@ the tokens whose energy is low (Devynck et al., 2026, arXiv:2604.06893):
     >>> model = attach_energy_mask(torchvision.models.resnet18(), "layer3", preset="stable")
     >>> loss = F.cross_entropy(model(images), labels) + energy_loss(model)
 
-"As written" is the paper's text, m = sigmoid(-E_unary); "as released" is the gate of its code.
+As written: the paper's text, m = sigmoid(-E_unary). As released: the gate of the authors' code.
 Symbols as in the book: `x` feature maps, `p` tokens, `z` logit, `a` agreement, `m` mask, `e` energy.
 MIT licence.
 """
@@ -135,14 +135,16 @@ class EnergyMask(nn.Module):
             the projection can lower it by making neighbours dissimilar.
         detach_tokens: all energies see tokens without gradient: the mask reads the features, and only
             the task shapes them.
-        bias_init: start value of every bias; negative keeps, positive drops.
+        bias_init: start value of every bias; negative keeps (-inf all), positive drops.
         train_bias: False holds the bias at `bias_init`.
         check_nan: raise on NaN logits. Costs one synchronisation a step on a GPU; never runs inside
             `torch.compile` or an export.
 
     Attributes:
-        state: the last forward's `EnergyState`; None before one, after a disabled one and in copies.
-        enabled: set to False to pass x through untouched, as during a dense warm-up.
+        state: the last forward's `EnergyState`; None before one, in copies, and after a pass that was
+            disabled or did not get to the layer.
+        enabled: set to False to pass x through untouched, as during a dense warm-up (under DDP with
+            `find_unused_parameters=True`).
 
     Shape:
         x (B, C, H, W) -> (B, C, H, W), with H and W multiples of `patch_size`.
@@ -416,8 +418,8 @@ def attach_energy_mask(
     the model's own parameters stay as they are, so its checkpoints still load with `strict=False`.
 
     Args:
-        model: the network. Attach after layers are converted, and before `torch.compile`, DDP and the
-            optimiser. While a mask is not enabled, DDP needs `find_unused_parameters=True`.
+        model: the network. Attach after layers are converted, and before `torch.compile`, DDP (with
+            `find_unused_parameters=True` if a mask is ever off) and the optimiser.
         layer: a name from `model.named_modules()`, such as "layer3" of a torchvision ResNet.
         preset: "published" or "stable" for the settings of those constructors, None for the defaults.
         channels: channels of the layer's output; None finds out. Needed where no blank image of 32,
@@ -433,10 +435,9 @@ def attach_energy_mask(
     """
     target = _find(model, layer)
     held_by_model = "energy_mask_" + layer.replace(".", "_")
-    hooks = target._forward_hooks.values()
-    hooked = any(getattr(hook, "__func__", None) is _Hooks.apply for hook in hooks)
+    functions = [getattr(hook, "__func__", None) for hook in target._forward_hooks.values()]
     held = "energy_mask" in target._modules or held_by_model in model._modules
-    if hooked or held or isinstance(target, EnergyMask):
+    if held or _Hooks.apply in functions or isinstance(target, EnergyMask):
         do = "call detach_energy_mask(model) first"
         raise ValueError(f"layer {layer!r} has an energy mask: {do}")
     if preset not in (None, "published", "stable"):
@@ -570,11 +571,12 @@ def _note(shapes: list[tuple], module: nn.Module, args: tuple, output: object) -
 
 def _channels(layer: str, passes: list[dict[str, list[tuple]]], given: int | None) -> int:
     """Channels of a layer that returned one map (B, C, H, W) in every pass; otherwise an error."""
-    if not passes and given is None:
-        raise ValueError(
-            f"cannot tell the channels of layer {layer!r}, where no blank image gets: give channels=..."
-        )
     if not passes:
+        if given is None:
+            why = "where no blank image gets"
+            raise ValueError(
+                f"cannot tell the channels of layer {layer!r}, {why}: give channels=..."
+            )
         return given
     runs = [ran[layer] for ran in passes]
     if any(len(shapes) > 1 for shapes in runs):

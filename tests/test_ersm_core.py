@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -503,6 +504,12 @@ def test_parameters_exist_before_the_first_forward_and_no_others_appear():
     assert {name: p.shape for name, p in mask.named_parameters()} == before
 
 
+def test_numbers_of_numpy_are_numbers():
+    mask = EnergyMask(np.int64(8), dim=np.uint8(4), grid=(np.int32(2), 3), noise=np.float32(0.5))
+    assert type(mask.channels) is int and mask.grid == (2, 3) and type(mask.noise) is float
+    assert mask(torch.randn(1, 8, 2, 3)).shape == (1, 8, 2, 3)
+
+
 def test_a_held_bias_is_saved_but_not_trained():
     mask = EnergyMask(3, grid=(2, 2), bias_init=6.0, train_bias=False)
     assert [name for name, _ in mask.named_parameters()] == ["weight"]
@@ -589,6 +596,7 @@ def test_bad_settings_are_refused(settings, message):
         ({}, (torch.ones(1, 3, 4, 4),), r"expects a feature map \(B, C, H, W\), got tuple"),
         ({}, torch.ones(1, 3, 4, 4, dtype=torch.uint8), "floating-point numbers, got torch.uint8"),
         ({}, torch.ones(1, 5, 4, 4), r"made for 3 channels, got a map of 5: .*EnergyMask\(5"),
+        ({"patch_size": 2}, torch.ones(1, 3, 0, 4), "0 x 4 does not divide into patches"),
         ({"patch_size": 2}, torch.ones(1, 3, 4, 5), "4 x 5 does not divide into patches of 2 x 2"),
         ({"grid": (4, 4)}, torch.ones(1, 3, 4, 5), r"grid=\(4, 4\) .*with grid=\(4, 5\)"),
         (
