@@ -6,26 +6,32 @@ the tokens whose energy is low (Devynck et al., 2026, arXiv:2604.06893):
     logit_i     z_i = w . p^_i + b_i                                      p^ = p / ||p||_2
     agreement_i a_i = sum over neighbours j of i:  p^_i . p^_j
     energy      E_i = lambda_unary * softplus(z_i) + lambda_pair * softplus(a_i)
-    mask        m_i = sigmoid(-z_i / T)    or, read literally,    sigmoid(-lambda_unary * softplus(z_i))
+    mask        m_i = sigmoid(-z_i / T) as released, sigmoid(-lambda_unary * softplus(z_i)) as written
     regulariser L_reg = mean over tokens and images of  m_i * E_i
 
     >>> from ersm_core import attach_energy_mask, energy_loss
     >>> model = attach_energy_mask(torchvision.models.resnet18(), "layer3", preset="stable")
     >>> loss = F.cross_entropy(model(images), labels) + energy_loss(model)
 
+As written: the paper's text, m = sigmoid(-E_unary). As released: the gate of the authors' code.
 Symbols as in the book: `x` feature maps, `p` tokens, `z` logit, `a` agreement, `m` mask, `e` energy.
 MIT licence.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
+import numbers
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.parameter import is_lazy
 
 __all__ = [
     "EnergyMask",
@@ -68,11 +74,15 @@ def energy_terms(
         agreement: (B, 1, H, W), a_i = sum_{j in N(i)} p^_i . p^_j, in [-neighbourhood, neighbourhood].
 
     Raises:
-        ValueError: a wrong rank or shape, a neighbourhood other than 4 or 8.
+        ValueError: a wrong rank or shape, complex, NaN or infinite values, numbers that
+            overflow, a neighbourhood other than 4 or 8.
     """
     _check_terms(tokens, weight, bias, neighbourhood)
     p, scale = _full_precision(tokens)  # (B, D, H, W), (B, 1, H, W)
-    return _logit(p, scale, weight, bias), _agreement(p * scale, neighbourhood)
+    logit, agreement = _logit(p, scale, weight, bias), _agreement(p * scale, neighbourhood)
+    if _any((scale == 0) | ~logit.isfinite()):
+        raise ValueError("tokens or weight overflow: scale them down, or give tokens in float64")
+    return logit, agreement
 
 
 def _full_precision(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,8 +114,8 @@ def _agreement(p: Tensor, neighbourhood: int) -> Tensor:
 class EnergyMask(nn.Module):
     """The Energy-Mask Layer: multiplies every spatial token by a mask learned from its energy.
 
-    Defaults follow the paper's formulas; where its text is silent, `published` holds what the
-    authors' code does and `stable` what trains to an input-adaptive mask inside a network.
+    Defaults are the paper's energies and the gate as released; `published` holds what the authors'
+    code does and `stable` what trains to an input-adaptive mask inside a network.
 
     Args:
         channels: C, channels of the feature map.
@@ -115,7 +125,8 @@ class EnergyMask(nn.Module):
         lambda_unary: weight of the unary energy, >= 0.
         lambda_pair: weight of the pairwise energy, >= 0.
         neighbourhood: 4 or 8 neighbours in the pairwise energy.
-        gate: "logit" for m = sigmoid(-z / temperature), "energy" for m = sigmoid(-unary) <= 1/2.
+        gate: "logit" for m = sigmoid(-z / temperature), the gate as released; "energy" for
+            m = sigmoid(-unary) <= 1/2, the gate as written.
         temperature: T > 0 of the logit gate.
         hard: 0/1 mask (1 where z < 0) with the soft mask's gradient (straight-through, Bengio et
             al., 2013). In training z carries logistic noise (binary concrete, Maddison et al., 2017).
@@ -124,14 +135,16 @@ class EnergyMask(nn.Module):
             the projection can lower it by making neighbours dissimilar.
         detach_tokens: all energies see tokens without gradient: the mask reads the features, and only
             the task shapes them.
-        bias_init: start value of every bias; negative keeps, positive drops.
+        bias_init: start value of every bias; negative keeps (-inf all), positive drops.
         train_bias: False holds the bias at `bias_init`.
         check_nan: raise on NaN logits. Costs one synchronisation a step on a GPU; never runs inside
             `torch.compile` or an export.
 
     Attributes:
-        state: the last forward's `EnergyState`; None before one, after a disabled one and in copies.
-        enabled: set to False to pass x through untouched, as during a dense warm-up.
+        state: the last forward's `EnergyState`; None before one, in copies, and after a pass that was
+            disabled or did not get to the layer.
+        enabled: set to False to pass x through untouched, as during a dense warm-up (under DDP with
+            `find_unused_parameters=True`).
 
     Shape:
         x (B, C, H, W) -> (B, C, H, W), with H and W multiples of `patch_size`.
@@ -141,6 +154,9 @@ class EnergyMask(nn.Module):
         >>> y = mask(x)  # (B, 64, H, W)
         >>> loss = task_loss(head(y)) + mask.loss()
     """
+
+    _in_pass = False  # a pass of the model that it was attached to has begun and not ended
+    _blind = False  # the last forward ran without gradients
 
     def __init__(
         self,
@@ -163,36 +179,36 @@ class EnergyMask(nn.Module):
         check_nan: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in {"channels": channels, "dim": dim, "patch_size": patch_size}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        weights = {"lambda_unary": lambda_unary, "lambda_pair": lambda_pair, "noise": noise}
-        for name, value in weights.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and >= 0 (0 switches it off), got {value}")
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be finite and > 0, got {temperature}")
         if gate not in ("logit", "energy"):
             raise ValueError(f'gate must be "logit" or "energy", got {gate!r}')
         _check_neighbourhood(neighbourhood)
         if grid is not None and (not isinstance(grid, (tuple, list)) or len(grid) != 2):
             raise ValueError(f"grid must be (H, W) of the token map or None, got {grid!r}")
-        grid = None if grid is None else tuple(grid)
-        self.channels, self.patch_size, self.grid = channels, patch_size, grid
-        self.lambda_unary, self.lambda_pair = float(lambda_unary), float(lambda_pair)
-        self.neighbourhood, self.gate, self.temperature = neighbourhood, gate, float(temperature)
-        self.hard, self.noise, self.check_nan = hard, float(noise), check_nan
-        self.detach_pairwise, self.detach_tokens = detach_pairwise, detach_tokens
+        self.channels = channels = _whole("channels", channels)
+        self.patch_size = patch_size = _whole("patch_size", patch_size)
+        self.grid = grid = grid and tuple(_whole("a side of grid", side) for side in grid)
+        dim = None if dim is None else _whole("dim", dim)
+        self.lambda_unary = _number("lambda_unary", lambda_unary)
+        self.lambda_pair = _number("lambda_pair", lambda_pair)
+        self.neighbourhood, self.gate = neighbourhood, gate
+        self.temperature = _number("temperature", temperature, least=1e-9)
+        self.hard, self.noise = _flag("hard", hard), _number("noise", noise)
+        self.check_nan = _flag("check_nan", check_nan)
+        self.detach_pairwise = _flag("detach_pairwise", detach_pairwise)
+        self.detach_tokens = _flag("detach_tokens", detach_tokens)
         self.enabled = True
         self.state: EnergyState | None = None
 
         patch_channels = channels * patch_size**2
+        if (size := patch_channels * (dim or 1) + math.prod(grid or ())) > 2**28:
+            raise ValueError(f"choose smaller channels, dim, patch_size or grid: {size} weights")
         self.project = nn.Conv2d(patch_channels, dim, 1, bias=False) if dim else nn.Identity()
         token_channels = dim or patch_channels
         bound = token_channels**-0.5  # that of nn.Linear
         self.weight = nn.Parameter(torch.empty(token_channels).uniform_(-bound, bound))  # (D,)
-        bias = torch.full(grid or (), float(bias_init))  # () or (H, W)
-        if train_bias:
+        bias_init = _number("bias_init", bias_init, least=-math.inf)
+        bias = torch.full(grid or (), bias_init)  # () or (H, W)
+        if _flag("train_bias", train_bias):
             self.bias = nn.Parameter(bias)
         else:
             self.register_buffer("bias", bias)
@@ -201,13 +217,14 @@ class EnergyMask(nn.Module):
     def published(cls, channels: int, *, fixed_bias: bool = False, **settings) -> EnergyMask:
         """The settings of the authors' released code, for a frozen backbone's last feature map.
 
-        Soft logit gate at T = 1, no projection, 8 neighbours, both lambdas 1e-3, every bias starting
-        at 6, so that the mask starts closed: sigmoid(-6) = 0.0025. As written, each position learns
-        its bias (give `grid`). As released, the biases never reach the optimiser and stay at 6:
+        Soft gate as released, at T = 1, no projection, 8 neighbours, both lambdas 1e-3, every bias
+        starting at 6, so that the mask starts closed: sigmoid(-6) = 0.0025. In the text each position
+        learns its bias (give `grid`); in the code the biases never reach the optimiser and stay at 6:
         `fixed_bias=True`. Other settings go to `EnergyMask` and take precedence.
         """
+        train_bias = not _flag("fixed_bias", fixed_bias)
         preset = dict(lambda_unary=1e-3, lambda_pair=1e-3, neighbourhood=8, gate="logit")
-        preset |= dict(temperature=1.0, bias_init=6.0, train_bias=not fixed_bias)
+        preset |= dict(temperature=1.0, bias_init=6.0, train_bias=train_bias)
         return cls(channels, **(preset | settings))
 
     @classmethod
@@ -228,20 +245,29 @@ class EnergyMask(nn.Module):
         """Mask x (B, C, H, W) token by token; the result has the same shape and dtype.
 
         Raises:
-            ValueError: a wrong rank, channel count or map size, or NaN logits.
+            ValueError: a wrong rank, type, channel count or map size, or NaN logits.
+            RuntimeError: its layer ran it more than once in a pass of the model.
         """
+        if isinstance(x, Proxy):  # torch.fx traces the network: a leaf of its graph
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         if not self.enabled:
             self.state = None
             return x
+        if self._in_pass and self.state is not None:
+            layer = getattr(self, "attached_to", "")
+            raise RuntimeError(
+                f"layer {layer!r} runs its mask more than once in a pass: attach to one that runs once "
+                "and does not loop over its children, such as the block around it"
+            )
         self._check_input(x)
         state = self.compute(x)
-        if self.check_nan and not _tracing() and torch.isnan(state.logit).any():
+        if self.check_nan and _any(state.logit.isnan()):
             raise ValueError(
                 "EnergyMask: NaN logits. Look for NaN or infinite values in its input and parameters "
                 "(often a learning rate too high); check_nan=False lets them pass."
             )
         if not _exporting():  # an exported graph keeps no attributes
-            self.state = state
+            self.state, self._blind = state, not torch.is_grad_enabled()
         m = state.mask.to(x.dtype)  # (B, 1, H / s, W / s)
         if self.patch_size > 1:
             m = F.interpolate(m, scale_factor=self.patch_size, mode="nearest")  # (B, 1, H, W)
@@ -249,11 +275,19 @@ class EnergyMask(nn.Module):
 
     def compute(self, x: Tensor) -> EnergyState:
         """Energies and mask of a feature map x (B, C, H, W), without applying or storing them."""
-        tokens = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x
-        tokens = self.project(
-            tokens.detach() if self.detach_tokens else tokens
-        )  # (B, D, H / s, W / s)
-        with torch.autocast(x.device.type, enabled=False):  # energies are sums: keep full precision
+        s = self.patch_size
+        tokens = F.pixel_unshuffle(x, s) if s > 1 else x
+        if not x.numel():  # whose shape it leaves as it is
+            tokens = x.reshape(x.shape[0], self.channels * s**2, x.shape[2] // s, x.shape[3] // s)
+        tokens = tokens.detach() if self.detach_tokens else tokens  # (B, C s^2, H / s, W / s)
+        device = "cpu" if x.is_meta else x.device.type  # there is no autocast of meta tensors
+        weight = getattr(self.project, "weight", tokens)
+        if tokens.dtype == weight.dtype or torch.is_autocast_enabled(device):
+            tokens = self.project(tokens)  # (B, D, H / s, W / s)
+        else:
+            wide = torch.promote_types(tokens.dtype, weight.dtype)
+            tokens = F.conv2d(tokens.to(wide), weight.to(wide))  # (B, D, H / s, W / s)
+        with torch.autocast(device, enabled=False):  # energies are sums: keep full precision
             p, scale = _full_precision(tokens)  # (B, D, H / s, W / s), (B, 1, H / s, W / s)
             z = _logit(p, scale, self.weight, self.bias)  # (B, 1, H / s, W / s)
             unit = (p.detach() * scale.detach()) if self.detach_pairwise else p * scale
@@ -277,27 +311,42 @@ class EnergyMask(nn.Module):
     def loss(self) -> Tensor:
         """L_reg = mean of mask * energy over tokens and images of the last forward, a scalar >= 0.
 
+        Without images it is 0.
+
         Raises:
-            RuntimeError: there was no forward yet, or the mask was not enabled in it.
+            RuntimeError: there was no forward yet, it did not run the mask or only without gradients.
         """
         if self.state is None:
             raise RuntimeError(
-                "EnergyMask has no energies: run a forward pass (enabled), then ask for the loss"
+                "EnergyMask has no energies: run a forward pass (enabled), then ask for the loss; a "
+                "pass that skips the layer of a mask leaves none"
             )
-        return (self.state.mask * self.state.energy).mean()
+        learns = any(p.requires_grad for p in (self.weight, self.bias, *self.project.parameters()))
+        learns = learns and self.training and max(self.lambda_unary, self.lambda_pair) > 0
+        if learns and self._blind and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the mask ran without gradients, its loss would train nothing: checkpoint layers with "
+                "use_reentrant=False. To look at the loss only, use torch.no_grad() or model.eval()"
+            )
+        costs = self.state.mask * self.state.energy  # (B, 1, H / s, W / s)
+        return costs.mean() if costs.numel() else costs.sum()
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.dim() != 4:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"EnergyMask expects a feature map (B, C, H, W), got {got}")
+        if not x.is_floating_point():
+            raise ValueError(f"EnergyMask expects floating-point numbers, got {x.dtype}")
         channels, height, width = x.shape[1:]
         if channels != self.channels:
+            do = f"make it with EnergyMask({channels}, ...)"
+            if hasattr(self, "attached_to"):
+                do = "attach to a layer whose every call returns (B, C, H, W) of the same C"
             raise ValueError(
-                f"EnergyMask was made for {self.channels} channels, got a map of {channels}: "
-                f"make it with EnergyMask({channels}, ...)"
+                f"EnergyMask was made for {self.channels} channels, got a map of {channels}: {do}"
             )
         s = self.patch_size
-        if height % s or width % s:
+        if height % s or width % s or not height * width:
             raise ValueError(
                 f"a map of {height} x {width} does not divide into patches of {s} x {s}: pad it or "
                 "choose a patch_size that divides both sides"
@@ -323,14 +372,36 @@ class EnergyMask(nn.Module):
 # --- attaching a mask to a network -----------------------------------------------------------------
 
 
-class _ApplyMask:
-    """Forward hook that masks a layer's output. An object, so that deepcopy copies its mask along."""
+class _Hooks:
+    """Run the mask that `holder` holds: after its layer, and once in a pass of the model.
 
-    def __init__(self, mask: EnergyMask) -> None:
-        self.mask = mask
+    An object, so that deepcopy copies its holder along; another mask may take the first one's place.
+    """
 
-    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self.mask(output)
+    def __init__(self, holder: nn.Module, name: str) -> None:
+        self.holder, self.name = holder, name
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        mask = self.holder._modules.get(self.name)
+        if isinstance(mask, EnergyMask) and not _exporting():
+            mask.state, mask._in_pass = None, True
+
+    def apply(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self.holder._modules[self.name](output)
+
+    def end(self, model: nn.Module, args: tuple, output: object) -> None:
+        mask = self.holder._modules.get(self.name)
+        if not isinstance(mask, EnergyMask) or not mask._in_pass:
+            return
+        mask._in_pass = False
+        if mask.state is not None or not mask.enabled or output is None:  # ran, is off, or an error
+            return
+        in_place = (self.apply in m._forward_hooks.values() for m in model.modules())
+        if not isinstance(self.holder, nn.Sequential) and not any(in_place):
+            raise RuntimeError(
+                f"the mask of layer {mask.attached_to!r} no longer runs, as the layer was replaced "
+                "(by convert_sync_batchnorm?): detach_energy_mask, replace, then attach"
+            )
 
 
 def attach_energy_mask(
@@ -343,57 +414,56 @@ def attach_energy_mask(
 ) -> nn.Module:
     """Put an `EnergyMask` after the named layer, in place, so that `model.parameters()` holds it.
 
-    Works on any CNN whose layer returns one feature map. Names of the model's own parameters stay as
-    they are, so its checkpoints still load with `strict=False`.
+    Works on any CNN whose layer runs once a pass and returns one feature map (B, C, H, W). Names of
+    the model's own parameters stay as they are, so its checkpoints still load with `strict=False`.
 
     Args:
-        model: the network. Attach before `torch.compile`, DDP and the optimiser.
+        model: the network. Attach after layers are converted, and before `torch.compile`, DDP (with
+            `find_unused_parameters=True` if a mask is ever off) and the optimiser.
         layer: a name from `model.named_modules()`, such as "layer3" of a torchvision ResNet.
         preset: "published" or "stable" for the settings of those constructors, None for the defaults.
-        channels: channels of the layer's output; None finds out by one pass over a blank image.
+        channels: channels of the layer's output; None finds out. Needed where no blank image of 32,
+            64 or 224 pixels squared gets as far as the layer; then the first pass checks the layer.
         settings: settings of `EnergyMask`.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: an unknown layer or preset, a layer that has a mask, channels that cannot be found.
+        ValueError: an unknown layer or preset; a layer that has a mask, runs more than once, runs all
+            its children or returns something else than a feature map; channels that cannot be found.
     """
-    layers = dict(model.named_modules())
-    names = list(layers)[1:]  # the first is the model itself
-    if layer not in names:
-        near = difflib.get_close_matches(layer, names, n=5, cutoff=0.3) or names[:5]
-        raise ValueError(
-            f"no layer {layer!r} in {type(model).__name__}; nearest names: {', '.join(near)}"
-        )
-    target = layers[layer]
-    hooked = any(isinstance(hook, _ApplyMask) for hook in target._forward_hooks.values())
-    if hooked or "energy_mask" in target._modules:
-        raise ValueError(
-            f"layer {layer!r} has an energy mask: call detach_energy_mask(model) first"
-        )
+    target = _find(model, layer)
+    held_by_model = "energy_mask_" + layer.replace(".", "_")
+    functions = [getattr(hook, "__func__", None) for hook in target._forward_hooks.values()]
+    held = "energy_mask" in target._modules or held_by_model in model._modules
+    if held or _Hooks.apply in functions or isinstance(target, EnergyMask):
+        do = "call detach_energy_mask(model) first"
+        raise ValueError(f"layer {layer!r} has an energy mask: {do}")
     if preset not in (None, "published", "stable"):
         raise ValueError(f'preset must be None, "published" or "stable", got {preset!r}')
-    channels = channels or _output_channels(model, layer, target)
+    # A mask is a child of its layer where that cannot change what the layer runs, else of the model.
+    iterated = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    last_step = type(target).forward is nn.Sequential.forward
+    holder, name = target, "energy_mask"
+    if isinstance(target, iterated) and not last_step:
+        holder, name = model, held_by_model
+        if isinstance(model, iterated):
+            kind = type(target).__name__
+            raise ValueError(f"cannot attach to {kind} {layer!r}: name a layer inside it")
+    passes = _blank_passes(model, layer, probed=holder is target and not last_step)
+    channels = _channels(layer, passes, channels)
     mask = (getattr(EnergyMask, preset) if preset else EnergyMask)(channels, **settings)
     for parameter in [*target.parameters(), *model.parameters()][:1]:
         mask.to(parameter.device, parameter.dtype)
     mask.train(target.training)
     mask.attached_to = layer
-    # A mask is a child of its layer where that cannot change what the layer runs, else of the model.
-    iterated = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    if isinstance(target, nn.Sequential) and type(target).forward is nn.Sequential.forward:
-        target.add_module("energy_mask", mask)  # becomes the last step
-        return model
-    if not isinstance(target, iterated):
-        target.add_module("energy_mask", mask)
-    elif not isinstance(model, iterated):
-        model.add_module("energy_mask_" + layer.replace(".", "_"), mask)
-    else:
-        raise ValueError(
-            f"cannot attach to {type(target).__name__} {layer!r}: name a layer inside it"
-        )
-    target.register_forward_hook(_ApplyMask(mask))
+    holder.add_module(name, mask)
+    hooks = _Hooks(holder, name)
+    if not last_step:
+        target.register_forward_hook(hooks.apply)
+    model.register_forward_pre_hook(hooks.begin)
+    model.register_forward_hook(hooks.end, always_call=True)
     return model
 
 
@@ -406,9 +476,11 @@ def detach_energy_mask(model: nn.Module) -> nn.Module:
     if not any(hasattr(module, "attached_to") for module in model.modules()):
         raise ValueError(f"{type(model).__name__} has no attached energy mask to take off")
     for module in list(model.modules()):
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, _ApplyMask):
-                del module._forward_hooks[key]
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), _Hooks):
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
         for name, child in list(module.named_children()):
             if isinstance(child, EnergyMask) and hasattr(child, "attached_to"):
                 delattr(module, name)
@@ -420,7 +492,7 @@ def energy_loss(model: nn.Module) -> Tensor:
 
     Raises:
         ValueError: the model has no mask, or none that is enabled.
-        RuntimeError: there was no forward yet.
+        RuntimeError: as `EnergyMask.loss`.
     """
     losses = [m.loss() for m in model.modules() if isinstance(m, EnergyMask) and m.enabled]
     if not losses:
@@ -440,45 +512,132 @@ def energy_states(model: nn.Module) -> dict[str, EnergyState]:
     return states
 
 
-def _output_channels(model: nn.Module, layer: str, target: nn.Module) -> int:
-    """Channels of a layer's output, from a pass over one blank image in evaluation mode."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    modes = {m: m.training for m in model.modules()}
-    seen: list[Tensor] = []
-    handle = target.register_forward_hook(lambda module, args, output: seen.append(output))
+# --- what a layer returns --------------------------------------------------------------------------
+
+
+def _find(model: nn.Module, layer: str) -> nn.Module:
+    names = [name for name, _ in model.named_modules()][1:]  # the first is the model itself
     try:
-        for size in (32, 64, 224) if first is not None else ():
-            blank = first.weight.new_zeros(1, first.in_channels, size, size)  # (1, C, H, W)
-            try:
-                with torch.no_grad():
-                    model.eval()(blank)
-                break
-            except Exception:  # too small for this network: try the next size
-                continue
-    finally:
-        handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-            if isinstance(module, EnergyMask):
-                module.state = None  # it has seen the blank image
-    if not seen or not isinstance(seen[-1], Tensor) or seen[-1].dim() != 4:
-        raise ValueError(
-            f"cannot tell the channels of layer {layer!r}, which must return one feature map "
-            "(B, C, H, W): give channels=..., or name another layer"
-        )
-    return seen[-1].shape[1]
+        if isinstance(layer, str) and layer:
+            return model.get_submodule(layer)  # finds aliases too, which are none of the names
+    except AttributeError:
+        pass
+    near = difflib.get_close_matches(str(layer), names, n=5, cutoff=0.3) or names[:5]
+    raise ValueError(
+        f"no layer {layer!r} in {type(model).__name__}; nearest names: {', '.join(near)}"
+    )
+
+
+def _blank_passes(model: nn.Module, layer: str, *, probed: bool) -> list[dict[str, list[tuple]]]:
+    """Up to two passes that get to the layer: {name: shapes of what this layer returned, () of none}.
+
+    Over blank images of two sizes, in evaluation mode, each by a copy that shares parameters and
+    nothing else: buffers, modes and lazy layers stay as they are. With `probed`, the layer holds one
+    more child, to see whether it loops over its children.
+    """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        return []
+    parts = [part for m in model.modules() for part in (m._parameters, m._buffers, vars(m))]
+    values = [value for part in parts for value in part.values() if isinstance(value, Tensor)]
+    tensors = [value for value in values if not is_lazy(value)]
+    copies = {id(t): t if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors}
+    stems = dict.fromkeys([first.in_channels or 3, 3])  # 3: lazy, or behind a space-to-depth step
+    like = {"device": first.weight.device, "dtype": first.weight.dtype}
+    passes: list[dict[str, list[tuple]]] = []
+    for channels, side in [(channels, side) for channels in stems for side in (32, 64, 224)]:
+        ran: dict[str, list[tuple]] = {}
+        try:
+            twin = copy.deepcopy(model, dict(copies)).eval()
+            if probed:
+                twin.get_submodule(layer).add_module("energy_mask", nn.Identity())
+            named = {**dict(twin.named_modules()), layer: twin.get_submodule(layer)}
+            for name, module in named.items():
+                module.register_forward_hook(partial(_note, ran.setdefault(name, [])))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                twin(torch.zeros(1, channels, side, side, **like))
+        except Exception:  # this network takes no image, or none of this size
+            pass
+        if ran.get(layer):
+            passes.append(ran)
+        if len(passes) == 2:
+            break
+    return passes
+
+
+def _note(shapes: list[tuple], module: nn.Module, args: tuple, output: object) -> None:
+    shapes.append(tuple(getattr(output, "shape", ())))
+
+
+def _channels(layer: str, passes: list[dict[str, list[tuple]]], given: int | None) -> int:
+    """Channels of a layer that returned one map (B, C, H, W) in every pass; otherwise an error."""
+    if not passes:
+        if given is None:
+            why = "where no blank image gets"
+            raise ValueError(
+                f"cannot tell the channels of layer {layer!r}, {why}: give channels=..."
+            )
+        return given
+    runs = [ran[layer] for ran in passes]
+    if any(len(shapes) > 1 for shapes in runs):
+        wrong = f"runs {max(map(len, runs))} times in a pass, and a mask belongs to one map"
+    elif not _are_maps(runs):
+        got = " and ".join(str(shapes[0]) for shapes in runs)
+        wrong = f"returns {got}, which is no feature map (B, C, H, W) with one C for all images"
+    elif any(ran.get(f"{layer}.energy_mask") for ran in passes):
+        wrong = "loops over its children, and would run a mask that it holds a second time"
+    elif given is not None and given != runs[0][0][1]:
+        wrong = f"returns {runs[0][0][1]} channels, not channels={given!r}"
+    else:
+        return runs[0][0][1] if given is None else given
+    names = [name for name in passes[0] if name not in ("", layer) and "energy_mask" not in name]
+    fit = [name for name in names if _are_maps([ran[name] for ran in passes])]
+    inside = [name for name in fit if name.startswith(f"{layer}.")]
+    near = difflib.get_close_matches(layer, inside or fit, n=3, cutoff=0.3) or fit[:3]
+    such = f", such as {', '.join(near)}" if near else ""
+    raise ValueError(f"layer {layer!r} {wrong}: name another layer{such}")
+
+
+def _are_maps(runs: list[list[tuple]]) -> bool:
+    """Whether each pass returned one (B, C, H, W), whose C does not depend on the size of the image."""
+    if any(len(shapes) != 1 or len(shapes[0]) != 4 for shapes in runs):
+        return False
+    height, width = runs[0][0][2:]  # not square for a square image: (B, H, W, C)
+    return len({shapes[0][1] for shapes in runs}) == 1 and (len(runs) > 1 or height == width)
 
 
 # --- checks ----------------------------------------------------------------------------------------
 
 
+def _whole(name: str, value: int) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: float, *, least: float = 0.0) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value <= 1e9:
+        raise ValueError(f"{name} must be a number from {least:g} to 1e9, got {value!r}")
+    return float(value)
+
+
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def _check_neighbourhood(neighbourhood: int) -> None:
-    if neighbourhood not in (4, 8):
+    if not isinstance(neighbourhood, numbers.Real) or neighbourhood not in (4, 8):
         raise ValueError(f"neighbourhood must be 4 or 8, got {neighbourhood!r}")
 
 
 def _check_terms(tokens: Tensor, weight: Tensor, bias: Tensor, neighbourhood: int) -> None:
     _check_neighbourhood(neighbourhood)
+    given = {"tokens": tokens, "weight": weight, "bias": bias}
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or value.is_complex():
+            raise ValueError(f"{name} must be a tensor of real numbers, got {value!r:.60}")
     if tokens.dim() != 4:
         raise ValueError(f"tokens must be (B, D, H, W), got shape {tuple(tokens.shape)}")
     if weight.shape != tokens.shape[1:2]:
@@ -487,8 +646,17 @@ def _check_terms(tokens: Tensor, weight: Tensor, bias: Tensor, neighbourhood: in
         )
     if bias.shape not in ((), tokens.shape[2:]):
         raise ValueError(f"bias must be () or {tuple(tokens.shape[2:])}, got {tuple(bias.shape)}")
-    if not _tracing() and torch.isnan(tokens).any():
-        raise ValueError("tokens hold NaN: look for the layer or the data they come from")
+    for name, value in given.items():
+        if _any(~value.isfinite()):
+            raise ValueError(f"NaN or infinity in {name}: look for the layer or data behind them")
+
+
+def _any(condition: Tensor) -> bool:
+    """Whether any entry is true; False where tensors hold no values to look at."""
+    try:
+        return not _tracing() and bool(condition.any())
+    except RuntimeError:  # of torch.vmap, meta and fake tensors
+        return False
 
 
 def _tracing() -> bool:

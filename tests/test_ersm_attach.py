@@ -104,7 +104,10 @@ def output_of(network, layer, x):
 
 
 def hooks(network):
-    return [hook for module in network.modules() for hook in module._forward_hooks.values()]
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called")
+    return [
+        hook for module in network.modules() for kind in kinds for hook in getattr(module, kind)
+    ]
 
 
 # --- attach and detach -----------------------------------------------------------------------------
@@ -174,10 +177,10 @@ def test_attaching_leaves_statistics_modes_and_random_numbers_alone():
 
 
 def test_a_mask_takes_its_layers_dtype():
-    network = attach_energy_mask(sequential().double(), "1.0.relu")
-    assert network[1][0].relu.energy_mask.weight.dtype == torch.float64
+    network = attach_energy_mask(sequential().double(), "1.0.norm")
+    assert network[1][0].norm.energy_mask.weight.dtype == torch.float64
     network(torch.randn(1, 3, 8, 8).double())
-    assert energy_states(network)["1.0.relu"].energy.dtype == torch.float64
+    assert energy_states(network)["1.0.norm"].energy.dtype == torch.float64
 
 
 def test_two_masks_add_their_losses():
@@ -254,7 +257,7 @@ def test_no_energy_and_the_lowest_logit_recover_the_dense_network_bit_for_bit(
 # --- copies and files ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", ["0", "1.0", "1.0.relu"])
+@pytest.mark.parametrize("layer", ["0", "1.0", "1.0.norm"])
 def test_a_copy_runs_its_own_mask(layer):
     network, x = attach_energy_mask(sequential().eval(), layer), torch.randn(2, 3, 8, 8)
     before = network(x)  # leaves a state with a graph behind
@@ -299,6 +302,8 @@ def test_a_state_dict_goes_round(settings):
 
 
 def test_an_unknown_layer_is_answered_with_the_nearest_names():
+    with pytest.raises(ValueError, match=r"no layer 5 in ResNet; nearest names: conv1"):
+        attach_energy_mask(models.resnet18(), 5)
     with pytest.raises(ValueError, match=r"no layer 'layr3' in ResNet; nearest names: .*layer3"):
         attach_energy_mask(models.resnet18(), "layr3")
     with pytest.raises(ValueError, match="no layer '' in Sequential; nearest names: 0"):
@@ -321,23 +326,226 @@ def test_an_unknown_preset_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("network", "layer"),
+    "network",
     [
-        (sequential(), "2"),  # logits
-        (TwoOutputs(), "pair"),  # a tuple
-        (
-            nn.Sequential(nn.Linear(4, 4)),
-            "0",
-        ),  # no convolution that would tell the image's channels
-        (nn.Sequential(nn.Conv2d(3, 4, 7), nn.Conv2d(5, 4, 3)), "1"),  # a network that cannot run
+        nn.Sequential(nn.Linear(4, 4)),  # no convolution that would tell the image's channels
+        nn.Sequential(nn.Conv2d(5, 4, 7), nn.Conv2d(3, 4, 3)),  # a network that cannot run
     ],
-    ids=["logits", "tuple", "no convolution", "cannot run"],
+    ids=["no convolution", "cannot run"],
 )
-def test_channels_that_cannot_be_found_are_asked_for(network, layer):
+def test_channels_that_cannot_be_found_are_asked_for(network):
+    layer = str(len(network) - 1)
     before = list(network.state_dict())
     with pytest.raises(ValueError, match=rf"channels of layer '{layer}'.*give channels="):
         attach_energy_mask(network, layer)
     assert list(network.state_dict()) == before and hooks(network) == []
+    attach_energy_mask(network, layer, channels=4)
+
+
+@pytest.mark.parametrize("channels", [None, 10])
+@pytest.mark.parametrize(
+    ("network", "layer", "message"),
+    [
+        (
+            sequential(),
+            "2",
+            r"'2' returns \(1, 10\) and \(1, 10\), .* no feature map .* such as 2.0",
+        ),
+        (TwoOutputs(), "pair", r"'pair' returns \(\) and \(\), .* no feature map .* such as split"),
+    ],
+    ids=["logits", "tuple"],
+)
+def test_a_layer_without_a_feature_map_is_refused_with_one_that_has(
+    network, layer, message, channels
+):
+    with pytest.raises(ValueError, match=message):
+        attach_energy_mask(network, layer, channels=channels)
+    assert hooks(network) == []
+
+
+class Twice(nn.Module):
+    """Runs `layer` on maps of different widths, or of one; takes 48 x 48 images only."""
+
+    def __init__(self, wide):
+        super().__init__()
+        self.wide, self.layer = wide, nn.ReLU()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.second = nn.Conv2d(4, 8 if wide else 4, 1)
+
+    def forward(self, x):
+        assert x.shape[2:] == (48, 48)
+        return self.layer(self.second(self.layer(self.first(x)))).mean((2, 3))
+
+
+class Loop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class Fixed(nn.Module):
+    """A network of one size, between whose layers an image gets no further than its first."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.stem = layer, nn.Conv2d(3, 4, 1)
+        self.position = nn.Parameter(torch.zeros(48, 48))
+
+    def forward(self, x):
+        return self.layer(self.stem(x + self.position)).mean((2, 3))
+
+
+@pytest.mark.parametrize("network", [Twice(False), Twice(True), Fixed(Loop())], ids=str)
+def test_where_no_blank_image_gets_the_first_pass_finds_a_mask_that_runs_twice(network):
+    with pytest.raises(ValueError, match="cannot tell the channels of layer 'layer'"):
+        attach_energy_mask(network, "layer")
+    attach_energy_mask(network, "layer", channels=4)
+    x = torch.randn(2, 3, 48, 48)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"'layer' runs its mask more than once in a pass"):
+            network(x)
+    detach_energy_mask(network)(x)
+    attach_energy_mask(network, "layer.two" if hasattr(network, "stem") else "first", channels=4)
+    for _ in range(2):  # every pass counts anew
+        network(x)
+        energy_loss(network).backward()
+
+
+def test_a_network_of_one_size_is_attached_to_with_its_channels():
+    network = attach_energy_mask(Fixed(nn.Conv2d(4, 6, 1)), "layer", channels=6)
+    x = torch.randn(2, 3, 48, 48)
+    network(x)
+    assert energy_loss(network).requires_grad
+    wrong = attach_energy_mask(Fixed(nn.Conv2d(4, 6, 1)), "layer", channels=5)
+    with pytest.raises(ValueError, match=r"made for 5 .* map of 6: attach to a layer whose every"):
+        wrong(x)
+    with pytest.raises(ValueError, match="'0' returns 8 channels, not channels=0: "):
+        attach_energy_mask(sequential(), "0", channels=0)
+
+
+def test_masks_called_outside_a_pass_of_the_model_keep_their_last_call():
+    network = attach_energy_mask(sequential(), "1.0")
+    for _ in range(2):
+        network[1](network[0](torch.randn(2, 3, 8, 8)))
+        energy_loss(network).backward()
+    with pytest.raises(RuntimeError):
+        network(torch.randn(2, 5, 8, 8))  # a pass that fails on the way is over too
+    for _ in range(2):
+        network[1](network[0](torch.randn(2, 3, 8, 8)))
+
+
+class Choosy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.branch = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), True
+
+    def forward(self, x):
+        return self.norm(self.stem(x)) if self.branch else self.stem(x)
+
+
+def test_a_pass_that_skips_the_layer_leaves_no_state_of_an_older_one():
+    network = attach_energy_mask(Choosy(), "norm")
+    network(torch.randn(2, 3, 8, 8))
+    network.branch = False
+    network(torch.randn(2, 3, 8, 8))
+    assert energy_states(network) == {}
+    with pytest.raises(RuntimeError, match="a pass that skips the layer of a mask leaves none"):
+        energy_loss(network)
+
+
+@pytest.mark.parametrize("layer", ["bn1", "layer2.0.bn2"])
+def test_a_mask_whose_layer_was_replaced_no_longer_runs_and_says_so(layer):
+    network, x = attach_energy_mask(models.resnet18(), layer).eval(), torch.randn(2, 3, 32, 32)
+    network(x)
+    nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    with pytest.raises(RuntimeError, match=f"mask of layer '{layer}' no longer runs"):
+        network(x)
+    with pytest.raises(RuntimeError, match="run a forward pass"):
+        energy_loss(network)
+    detach_energy_mask(network)
+    assert not any("energy_mask" in name for name in network.state_dict())
+    attach_energy_mask(network, layer)(x)
+    assert list(energy_states(network)) == [layer]
+
+
+def test_another_mask_may_take_the_place_of_an_attached_one():
+    for layer in ("0", "1.0"):
+        network = attach_energy_mask(sequential(), layer)
+        other = EnergyMask(8, lambda_pair=0.7)
+        other.attached_to = layer
+        network.get_submodule(layer).energy_mask = other
+        network(torch.randn(2, 3, 8, 8))
+        assert energy_states(network) == {layer: other.state}
+        network(torch.randn(2, 3, 8, 8))
+        detach_energy_mask(network)
+        assert hooks(network) == []
+
+
+def test_an_alias_of_a_layer_is_a_name():
+    network = models.resnet18()
+    network.last = network.layer4
+    attach_energy_mask(network, "last")
+    network(torch.randn(2, 3, 32, 32))
+    assert list(energy_states(network)) == ["last"]
+    with pytest.raises(ValueError, match="'layer4' has an energy mask"):
+        attach_energy_mask(network, "layer4")
+
+
+def test_a_masked_network_may_be_a_layer_of_another():
+    inner = attach_energy_mask(models.resnet18(), "layer1")
+    inner.avgpool, inner.fc, inner.flatten = nn.Identity(), nn.Identity(), None
+    outer = Wrapped(inner)
+    with pytest.raises(ValueError, match=r"layer 'network' returns \(1, 512\)"):
+        attach_energy_mask(outer, "network")
+    with pytest.raises(ValueError, match="has an energy mask"):
+        attach_energy_mask(outer, "network.layer1.energy_mask")
+    body = attach_energy_mask(Choosy(), "stem")
+    outer = attach_energy_mask(Wrapped(body), "network")
+    outer(torch.randn(2, 3, 8, 8))
+    assert list(energy_states(outer)) == ["stem", "network"]
+
+
+class Counting(nn.Module):
+    """Counts its passes in a buffer and in an attribute, in any mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.calls = nn.Conv2d(3, 4, 3), 0
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.count += 1
+        self.calls += 1
+        return self.conv(x) + torch.rand(())
+
+
+def test_the_blank_images_change_nothing():
+    network = nn.Sequential(Counting(), nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), nn.ReLU())
+    random = torch.get_rng_state()
+    attach_energy_mask(network, "2", bias_init=-1.0)
+    assert network[0].count == 0 and network[0].calls == 0 and network.training
+    torch.set_rng_state(random)
+    torch.testing.assert_close(network[2].energy_mask.weight, torch.empty(4).uniform_(-0.5, 0.5))
+
+
+@pytest.mark.parametrize(("norm", "channels"), [(nn.Identity, None), (nn.LazyBatchNorm2d, 8)])
+def test_lazy_layers_stay_lazy(norm, channels):
+    head = (nn.Flatten(), nn.LazyLinear(10))
+    network = nn.Sequential(nn.LazyConv2d(8, 3), norm(), nn.ReLU(), *head)
+    attach_energy_mask(network, "0", channels=channels)
+    assert network[0].has_uninitialized_params() and network[-1].has_uninitialized_params()
+    assert network(torch.randn(2, 5, 12, 12)).shape == (2, 10)  # five channels are none of 3
+    assert energy_loss(network).requires_grad
+
+
+def test_a_stem_behind_a_space_to_depth_step_needs_no_channels():
+    network = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3), nn.ReLU())
+    assert attach_energy_mask(network, "1")[1].energy_mask.channels == 8
 
 
 def test_a_container_that_runs_its_children_needs_a_layer_inside():
@@ -364,8 +572,9 @@ def test_a_network_without_a_mask_says_so():
         energy_loss(attach_energy_mask(network, "0", channels=8))
 
 
-def test_the_blank_image_that_finds_the_channels_leaves_no_state():
+def test_attaching_a_second_mask_leaves_the_state_of_the_first():
     network = attach_energy_mask(sequential(), "0")
     network(torch.randn(2, 3, 8, 8))
+    (before,) = energy_states(network).values()
     attach_energy_mask(network, "1")
-    assert energy_states(network) == {}
+    assert energy_states(network) == {"0": before}

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -151,7 +152,14 @@ def test_terms_pass_gradcheck(size, neighbourhood, per_position):
         ({"bias": torch.ones(4, 3)}, r"bias must be \(\) or \(4, 4\), got \(4, 3\)"),
         ({"bias": torch.ones(1)}, r"bias must be \(\) or \(4, 4\), got \(1,\)"),
         ({"neighbourhood": 6}, "neighbourhood must be 4 or 8, got 6"),
-        ({"tokens": torch.full((1, 3, 4, 4), torch.nan)}, "tokens hold NaN"),
+        ({"tokens": torch.full((1, 3, 4, 4), torch.nan)}, "NaN or infinity in tokens"),
+        ({"tokens": torch.full((1, 3, 4, 4), torch.inf)}, "NaN or infinity in tokens"),
+        ({"weight": torch.tensor([1.0, torch.inf, 1.0])}, "NaN or infinity in weight"),
+        ({"bias": torch.tensor(torch.nan)}, "NaN or infinity in bias"),
+        ({"tokens": torch.full((1, 3, 4, 4), 1e25)}, "tokens or weight overflow: .*float64"),
+        ({"weight": torch.full((3,), 3e38)}, "tokens or weight overflow"),
+        ({"tokens": torch.ones(1, 3, 4, 4).cfloat()}, "tokens must be a tensor of real numbers"),
+        ({"bias": 0.0}, "bias must be a tensor of real numbers, got 0.0"),
     ],
 )
 def test_terms_say_what_is_wrong(change, message):
@@ -496,6 +504,12 @@ def test_parameters_exist_before_the_first_forward_and_no_others_appear():
     assert {name: p.shape for name, p in mask.named_parameters()} == before
 
 
+def test_numbers_of_numpy_are_numbers():
+    mask = EnergyMask(np.int64(8), dim=np.uint8(4), grid=(np.int32(2), 3), noise=np.float32(0.5))
+    assert type(mask.channels) is int and mask.grid == (2, 3) and type(mask.noise) is float
+    assert mask(torch.randn(1, 8, 2, 3)).shape == (1, 8, 2, 3)
+
+
 def test_a_held_bias_is_saved_but_not_trained():
     mask = EnergyMask(3, grid=(2, 2), bias_init=6.0, train_bias=False)
     assert [name for name, _ in mask.named_parameters()] == ["weight"]
@@ -540,16 +554,32 @@ def test_settings_take_precedence_over_a_preset():
     ("settings", "message"),
     [
         ({"channels": 0}, "channels must be a whole number of at least 1, got 0"),
+        ({"channels": True}, "channels must be a whole number of at least 1, got True"),
         ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
+        ({"dim": False}, "dim must be a whole number of at least 1, got False"),
         ({"patch_size": 1.5}, "patch_size must be a whole number of at least 1, got 1.5"),
-        ({"lambda_unary": -0.1}, "lambda_unary must be finite and >= 0 .*got -0.1"),
-        ({"noise": -1.0}, "noise must be finite and >= 0 .*got -1"),
-        ({"lambda_pair": -1}, "lambda_pair must be finite and >= 0 .*got -1"),
-        ({"lambda_pair": math.nan}, "lambda_pair must be finite and >= 0 .*got nan"),
-        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
+        ({"lambda_unary": -0.1}, "lambda_unary must be a number from 0 to 1e9, got -0.1"),
+        ({"lambda_unary": True}, "lambda_unary must be a number from 0 to 1e9, got True"),
+        ({"lambda_unary": 10**400}, "lambda_unary must be a number from 0 to 1e9, got 1000"),
+        ({"lambda_pair": -1}, "lambda_pair must be a number from 0 to 1e9, got -1"),
+        ({"lambda_pair": math.nan}, "lambda_pair must be a number from 0 to 1e9, got nan"),
+        ({"lambda_pair": "0.1"}, "lambda_pair must be a number from 0 to 1e9, got '0.1'"),
+        ({"noise": -1.0}, "noise must be a number from 0 to 1e9, got -1"),
+        ({"temperature": 0.0}, "temperature must be a number from 1e-09 to 1e9, got 0.0"),
+        ({"temperature": math.inf}, "temperature must be a number from 1e-09 to 1e9, got inf"),
+        ({"bias_init": math.nan}, "bias_init must be a number from -inf to 1e9, got nan"),
+        ({"bias_init": math.inf}, "bias_init must be a number from -inf to 1e9, got inf"),
         ({"gate": "sigmoid"}, 'gate must be "logit" or "energy", got \'sigmoid\''),
         ({"neighbourhood": 5}, "neighbourhood must be 4 or 8, got 5"),
+        ({"hard": "no"}, "hard must be True or False, got 'no'"),
+        ({"detach_tokens": 2}, "detach_tokens must be True or False, got 2"),
+        ({"train_bias": None}, "train_bias must be True or False, got None"),
+        ({"channels": 10**12}, "choose smaller channels, dim, patch_size or grid: 1000000000001 w"),
+        ({"dim": 10**5, "patch_size": 10**5}, "choose smaller channels, dim, patch_size or grid"),
+        ({"grid": (10**6, 10**6)}, "choose smaller channels, dim, patch_size or grid"),
         ({"grid": 8}, r"grid must be \(H, W\) of the token map or None, got 8"),
+        ({"grid": (2, -2)}, "a side of grid must be a whole number of at least 1, got -2"),
+        ({"grid": ()}, r"grid must be \(H, W\)"),
         ({"grid": (2, 2, 2)}, r"grid must be \(H, W\)"),
     ],
     ids=str,
@@ -564,7 +594,9 @@ def test_bad_settings_are_refused(settings, message):
     [
         ({}, torch.ones(3, 4, 4), r"expects a feature map \(B, C, H, W\), got shape \(3, 4, 4\)"),
         ({}, (torch.ones(1, 3, 4, 4),), r"expects a feature map \(B, C, H, W\), got tuple"),
+        ({}, torch.ones(1, 3, 4, 4, dtype=torch.uint8), "floating-point numbers, got torch.uint8"),
         ({}, torch.ones(1, 5, 4, 4), r"made for 3 channels, got a map of 5: .*EnergyMask\(5"),
+        ({"patch_size": 2}, torch.ones(1, 3, 0, 4), "0 x 4 does not divide into patches"),
         ({"patch_size": 2}, torch.ones(1, 3, 4, 5), "4 x 5 does not divide into patches of 2 x 2"),
         ({"grid": (4, 4)}, torch.ones(1, 3, 4, 5), r"grid=\(4, 4\) .*with grid=\(4, 5\)"),
         (

@@ -10,8 +10,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 
-from ersm_core import EnergyMask, attach_energy_mask, energy_loss, energy_states
+from ersm_core import (
+    EnergyMask,
+    attach_energy_mask,
+    energy_loss,
+    energy_states,
+    energy_terms,
+)
 
 SETTINGS = [
     {},
@@ -126,6 +136,136 @@ def test_the_memory_format_is_kept(memory_format, settings):
     torch.testing.assert_close(y, mask(x))
 
 
+@pytest.mark.parametrize("of_mask", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("of_map", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("settings", [{}, {"dim": None}, {"patch_size": 2}], ids=str)
+def test_maps_and_masks_of_any_precision_go_together(settings, of_map, of_mask):
+    mask, x = EnergyMask.stable(4, hard=False, **settings).to(of_mask), torch.randn(2, 4, 6, 6)
+    exact = copy.deepcopy(mask).double()
+    y = mask(x.to(of_map).requires_grad_())
+    assert y.dtype == of_map
+    wanted = exact(x.to(of_map).double())
+    half = {torch.float16, torch.bfloat16} & {of_map, of_mask}
+    tolerance = {"rtol": 3e-2, "atol": 3e-2} if half else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(y.double(), wanted, **tolerance)
+    (y.float().sum() + mask.loss()).backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in mask.parameters())
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS[:4], {"grid": (8, 8)}], ids=str)
+def test_no_images_have_a_loss_of_zero_with_a_gradient(settings):
+    mask = EnergyMask(4, **{k: v for k, v in settings.items() if k != "preset"})
+    x = torch.randn(0, 4, 8, 8, requires_grad=True)
+    y = mask(x)
+    assert y.shape == x.shape and mask.state.mask.shape[0] == 0
+    (mask.loss() + y.sum()).backward()
+    assert mask.loss() == 0
+    assert x.grad.shape == x.shape and not any(p.grad.any() for p in mask.parameters())
+
+
+# --- checkpointing ---------------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.stem, self.reentrant = nn.Conv2d(3, 4, 3), reentrant
+        self.stage = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+
+    def forward(self, x):
+        return checkpoint(self.stage, self.stem(x), use_reentrant=self.reentrant)
+
+
+def test_checkpointing_without_a_gradient_is_refused_in_training():
+    network, x = attach_energy_mask(Checkpointed(True), "stage"), torch.randn(2, 3, 8, 8)
+    network(x)
+    with pytest.raises(RuntimeError, match=r"ran without gradients.*use_reentrant=False"):
+        energy_loss(network)
+    with torch.no_grad():
+        assert energy_loss(network) > 0  # looked at
+    other = attach_energy_mask(Checkpointed(False), "stage")
+    other.load_state_dict(network.state_dict())
+    plain = copy.deepcopy(other)
+    plain.forward = lambda x: plain.stage(plain.stem(x))
+    gradients = []
+    for net in (other, plain):
+        (net(x).mean() + energy_loss(net)).backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("why", ["eval", "frozen", "no energy", "no gradient wanted", "new pass"])
+def test_masks_that_need_no_gradient_may_do_without(why):
+    settings = {"lambda_unary": 0, "lambda_pair": 0} if why == "no energy" else {}
+    network, x = masked_cnn(**settings), torch.randn(2, 3, 8, 8)
+    network.train(why != "eval").requires_grad_(why != "frozen")
+    with torch.no_grad():
+        network(x)
+        if why == "no gradient wanted":
+            assert energy_loss(network) > 0
+            return
+    if why == "new pass":
+        network(x)
+    assert energy_loss(network).requires_grad == (why == "new pass")
+
+
+# --- transforms and tensors without values ---------------------------------------------------------
+
+
+def test_vmap_masks_every_map():
+    mask, x = EnergyMask.stable(4, dim=2), torch.randn(5, 2, 4, 6, 6)
+    torch.testing.assert_close(torch.func.vmap(mask)(x), torch.stack([mask(maps) for maps in x]))
+    weights, bias = torch.randn(5, 4), torch.randn(5)
+    terms = torch.func.vmap(energy_terms)(x, weights, bias)
+    for found, own in zip(
+        zip(*terms, strict=True), zip(x, weights, bias, strict=True), strict=True
+    ):
+        torch.testing.assert_close(found, energy_terms(*own))
+
+
+def test_gradients_per_image_add_up_to_that_of_the_batch():
+    network, x = masked_cnn(preset="stable", hard=False).eval(), torch.randn(5, 3, 8, 8)
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(parameters, image):
+        y = torch.func.functional_call(network, parameters, (image[None],))
+        return y.square().sum() + energy_loss(network)
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    (network(x).square().sum() + 5 * energy_loss(network)).backward()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["bn1", "layer2", "layer3.0"])
+def test_a_network_traced_by_fx_runs_its_mask(layer):
+    network, x = attach_energy_mask(resnet18(), layer).eval(), torch.randn(2, 3, 32, 32)
+    y = network(x)
+    loss = energy_loss(network)
+    traced = torch.fx.symbolic_trace(network)
+    assert torch.equal(traced(x), y)
+    assert list(energy_states(traced)) == [layer] and energy_loss(traced) == loss
+    extractor = create_feature_extractor(network, ["layer4"])
+    extractor(x)
+    assert energy_loss(extractor) == loss
+
+
+@pytest.mark.parametrize("preset", ["stable", "published"])
+def test_meta_and_fake_tensors_have_shapes_for_results(preset):
+    with torch.device("meta"):
+        network = attach_energy_mask(resnet18(num_classes=10), "layer3", preset=preset)
+        x = torch.randn(2, 3, 64, 64)
+        assert network(x).shape == (2, 10) and energy_loss(network).shape == ()
+        terms = energy_terms(torch.randn(2, 3, 4, 5), torch.randn(3), torch.zeros(()))
+        assert terms[0].is_meta and terms[1].shape == (2, 1, 4, 5)
+    with FakeTensorMode():
+        mask = getattr(EnergyMask, preset)(4)
+        assert mask(torch.randn(2, 4, 8, 8)).shape == (2, 4, 8, 8)
+        mask.loss().backward()
+        assert energy_terms(torch.randn(2, 3, 4, 5), torch.randn(3), torch.zeros(()))[0].dim() == 4
+
+
 # --- torch.compile ---------------------------------------------------------------------------------
 
 
@@ -167,6 +307,16 @@ def test_a_step_under_ddp_is_the_same_step(settings, one_process):
         x = torch.randn(3, 3, 8, 8)
         assert_same_step(step(parallel, x), step(network, x))
     assert list(energy_states(parallel)) == ["2"]
+
+
+def test_ddp_finds_the_unused_parameters_of_a_mask_that_is_off(one_process):
+    network = masked_cnn()
+    parallel = nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
+    for enabled in (False, False, True):
+        network[2].energy_mask.enabled = enabled
+        loss = parallel(torch.randn(3, 3, 8, 8)).square().mean()
+        (loss + energy_loss(parallel) if enabled else loss).backward()
+    assert network[2].energy_mask.weight.grad.abs().max() > 0
 
 
 # --- export ----------------------------------------------------------------------------------------
