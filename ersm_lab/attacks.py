@@ -45,6 +45,7 @@ from ersm_lab.evaluation import evaluating, replaced_mask
 ATTACKS = ("fgsm", "pgd", "autoattack")
 SURROGATES = ("soft", "bpda")
 DIRECT = "direct"  # the route of an attack that follows the network's own gradient
+MOST_STEP = 1_000.0  # of PGD, in epsilons; from 2 on every step ends on the border of the ball
 ROUNDING = 1e-6  # by which float32 may overstep epsilon, in units of 0 to 1
 
 
@@ -117,8 +118,8 @@ class AttackSettings:
         for name in ("pgd_steps", "apgd_steps", "square_queries"):
             checks.whole(name, getattr(self, name), most=checks.MOST)
         checks.seed("seed", self.seed)
-        for name in ("temperature", "pgd_step"):
-            checks.number(name, getattr(self, name), above=0)
+        checks.number("temperature", self.temperature, above=0, most=1e6)
+        checks.number("pgd_step", self.pgd_step, above=0, most=MOST_STEP)
         checks.number("confidence", self.confidence, above=0, below=1)
 
 
@@ -181,7 +182,7 @@ def surrogate(model: nn.Module, kind: str, *, temperature: float = 1.0) -> Itera
     """
     checks.network("model", model)
     checks.choice("kind", kind, SURROGATES)
-    checks.number("temperature", temperature, above=0)
+    checks.number("temperature", temperature, above=0, most=1e6)
     masks = _enabled_masks(model)
     if not masks:
         raise ValueError("the model has no enabled energy mask: attack it directly")
@@ -283,7 +284,7 @@ def gradient_check(
     checks.labelled("data", data)
     checks.several("steps", steps)
     for step in steps:
-        checks.number("steps", step, above=0)
+        checks.number("steps", step, above=0, most=1)
     checks.whole("batch_size", batch_size)
     network = PixelNetwork(model, data)
     exact = deepcopy(network).double()
@@ -393,7 +394,7 @@ def pgd(
     _check_epsilon(epsilon)
     _check_pixels(network, pixels, labels)
     checks.whole("steps", steps, most=checks.MOST)
-    checks.number("step", step, above=0)
+    checks.number("step", step, above=0, most=MOST_STEP)
     if generator is not None:
         checks.a("generator", generator, torch.Generator)
     low, high = (pixels - epsilon).clamp_min(0), (pixels + epsilon).clamp_max(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 MOST = 1_000_000  # of what is done again and again: more is a slip, and would not end
+HUGE = 2**40  # what no count is, and what torch still takes
 MOST_SEED = 2**40  # a seed times a million is still a whole number of 64 bits
 
 _KINDS = {  # of the entries of a tensor
@@ -59,13 +60,12 @@ def number(
         raise ValueError(f"{wanted}, got {shown(value)}")
 
 
-def whole(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+def whole(name: str, value: object, *, least: int = 1, most: int = HUGE) -> None:
     """A whole number within bounds; no bool, and no 2.0."""
-    wanted = f"{name} must be a whole number of at least {least}"
-    wanted += "" if most is None else f" and at most {most}"
+    wanted = f"{name} must be a whole number of at least {least} and at most {most}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{wanted}, got {shown(value)}")
-    if not isinstance(value, Integral) or value < least or (most is not None and value > most):
+    if not isinstance(value, Integral) or not least <= value <= most:
         raise ValueError(f"{wanted}, got {shown(value)}")
 
 

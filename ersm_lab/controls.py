@@ -27,7 +27,7 @@ class RandomMask(EnergyMask):
     """
 
     def __init__(self, channels: int, *, keep: float) -> None:
-        checks.whole("channels", channels)
+        checks.whole("channels", channels, most=checks.MOST)
         checks.number("keep", keep)
         if not 0 < keep < 1:
             raise ValueError(f"keep must be between 0 and 1, got {keep}")

@@ -100,7 +100,11 @@ class Convention:
                 raise ValueError(f"{field} must be one of {choices}, got {getattr(self, field)!r}")
         checks.several("step", self.step, least=2, most=2)
         kind, size = self.step
-        if kind not in ("units", "rows", "parts") or type(size) is not int or size < 1:
+        if (
+            kind not in ("units", "rows", "parts")
+            or type(size) is not int
+            or not 0 < size <= checks.HUGE
+        ):
             raise ValueError(
                 'step must be ("units", k), ("rows", k) or ("parts", k) with a whole k >= 1, '
                 f"got {self.step!r}"
@@ -151,6 +155,7 @@ CONVENTIONS = (RISE, TORCHCAM, QUANTUS)
 
 def on_tokens(convention: Convention) -> Convention:
     """The same convention with a layer's tokens in the place of pixels, which is ours."""
+    checks.a("convention", convention, Convention)
     return replace(convention, unit="token")
 
 

@@ -236,6 +236,8 @@ def compare(
 
 def summary(results: Sequence[dict], columns: Mapping[str, str]) -> Table:
     """One row a method, mean ± standard deviation over its seeds, in percent; as `tables.summary`."""
+    checks.several("results", results, least=0)
+    checks.a("columns", columns, Mapping)
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
         group = [result for result in results if result["method"] == method]

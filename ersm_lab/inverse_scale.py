@@ -60,6 +60,7 @@ from ersm_lab.provenance import source_hash
 
 SHARE_OF_BOUND = 0.95  # the step size where none is given, in units of the stability bound
 MOST_SIDE = 100_000  # pixels along a side of an image
+LEAST, MOST = 1e-6, 1e6  # nu and kappa; beyond, float32 has nothing between a step and none
 ITSELF = -1  # the step number of an image that is already as sparse as the level asks
 
 Backend = Literal["auto", "numba", "torch"]
@@ -90,9 +91,11 @@ class PathSettings:
             checks.number("alpha", self.alpha)  # its bound belongs to the size of the images
         checks.whole("max_steps", self.max_steps, most=checks.MOST)
         for name in ("nu", "kappa"):
-            checks.number(name, getattr(self, name), most=1e6)
+            checks.number(name, getattr(self, name))
         if not (self.nu > 0 and self.kappa > 0):
             raise ValueError(f"nu and kappa must be positive, got {self.nu} and {self.kappa}")
+        for name in ("nu", "kappa"):
+            checks.number(name, getattr(self, name), least=LEAST, most=MOST)
         checks.text("channels", self.channels)
         if self.channels not in ("shared", "own"):
             raise ValueError(f'channels must be "shared" or "own", got {self.channels!r}')
@@ -125,8 +128,8 @@ def stability_bound(height: int, width: int, *, nu: float, kappa: float) -> floa
     """
     checks.whole("height", height, most=MOST_SIDE)
     checks.whole("width", width, most=MOST_SIDE)
-    checks.number("nu", nu, above=0, most=1e6)
-    checks.number("kappa", kappa, above=0, most=1e6)
+    checks.number("nu", nu, least=LEAST, most=MOST)
+    checks.number("kappa", kappa, least=LEAST, most=MOST)
     return _bound(height, width, nu, kappa)
 
 
@@ -486,7 +489,7 @@ def _check(x: Tensor, levels: Sequence[float]) -> None:
     bad = torch.nonzero(~x.isfinite().flatten(1).all(1)).flatten().tolist()
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(x)} images hold NaN or infinity, the first at index {bad[0]}: "
+            f"x: {len(bad)} of {len(x)} images hold NaN or infinity, the first at index {bad[0]}: "
             "leave them out"
         )
     if len(levels) == 0 or not all(0 <= level <= 1 for level in levels):

@@ -251,6 +251,8 @@ def table(
         dataset, scale: which records.
         caption: what is shown; scale and number of images are added.
     """
+    checks.a("columns", columns, Mapping)
+    checks.several("methods", methods)
     lines, images = [], set()
     for method in methods:
         group = of(method, dataset=dataset, scale=scale)
@@ -347,6 +349,8 @@ def gaps_table(
     method: str, base: str, *, dataset: str, scale: str, settings: LambdaSuite | None = None
 ) -> Table:
     """What the ledger of claims asks: label-free against fixed lambda and against the base network."""
+    if settings is None:
+        checks.choice("scale", scale, SUITES)
     sparse, dense = (of(name, dataset=dataset, scale=scale) for name in (method, base))
     over, lines = averages(settings or SUITES[scale]), []
     asked = [

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ersm_lab import checks
 
-MOST_SIDE = 100_000  # pixels along a side of an image
+MOST_SIDE = 10_000  # pixels along a side of an image
 
 
 def to_pixels(maps: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:

@@ -99,7 +99,7 @@ PARAMETERS = {
     "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),  # factor of HSV's S, added
 }
 
-MOST_SIDE = 10_000  # pixels along a side of an image
+MOST_SIDE = 1_000  # pixels along a side of an image
 _SIDE = 32  # pixels, of the images that these parameters are for
 _CHUNK = 500  # images worked on at once; the result does not depend on it
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of red, green, blue (ITU-R BT.601)

@@ -23,7 +23,7 @@ from ersm_lab.data import Augment, ImageSet
 from ersm_lab.evaluation import evaluating
 from ersm_lab.training import TrainSettings
 
-MOST_SIDE = 10_000  # pixels along a side of an image
+MOST_SIDE = 2_048  # pixels along a side of an image
 
 # As in the authors' released code, as far as it is known: its weight decay is not, 1e-2 is torch's
 # default for AdamW. `train` takes the mask's rate as a factor on the learning rate.
@@ -209,6 +209,17 @@ class FeatureSet:
     maps: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        checks.a("maps", self.maps, Tensor)
+        checks.a("labels", self.labels, Tensor)
+        checks.several("classes", self.classes)
+        maps, labels = tuple(self.maps.shape), tuple(self.labels.shape)
+        if len(maps) != 4 or labels != maps[:1] or not self.maps.is_floating_point():
+            raise ValueError(
+                "maps must be floats (N, C, h, w) and labels (N,), one for each, got "
+                f"{checks.shown(self.maps)} and {checks.shown(self.labels)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

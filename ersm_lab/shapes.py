@@ -44,7 +44,7 @@ _MARKED = {
 }
 BACKGROUNDS = tuple(_MARKED)
 
-MOST_SIDE = 4_096  # pixels along a side of an image
+MOST_SIDE = 512  # pixels along a side of an image
 _AREA = (0.08, 0.33)  # share of the image the object covers, smallest and largest
 _BLOCK = 250  # images drawn together; part of the definition of the data: other value, other images
 _TABLE = 96  # side of a signed-distance table, which spans [-1, 1]; shapes have area 1

@@ -229,7 +229,7 @@ def blur(x: Tensor, sigma: float | Tensor) -> Tensor:
         if sigma.min() < 0:
             raise ValueError(f"sigma must be at least 0, got {sigma.min().item():g}")
     else:
-        checks.number("sigma", sigma, least=0)
+        checks.number("sigma", sigma, least=0, most=1e6)
     return _blur(x, sigma)
 
 

@@ -50,7 +50,7 @@ Pair = tuple[int, int]
 
 
 MOST_CHANNELS = 4_096  # of a dictionary, atoms too
-MOST_SIDE = 100_000  # pixels along a side of an input
+MOST_SIDE = 4_096  # pixels along a side of an input
 MOST_KERNEL = 256  # pixels along a side of an atom
 
 
@@ -186,7 +186,8 @@ def sparse_code(
         (B, K, h, w), of the dtype of a convolution of x.
 
     Raises:
-        ValueError: NaN, a negative lambda, mu or step, no steps, or what `analyse` refuses.
+        ValueError: NaN, a negative lambda, mu or step, no steps, a step with which the code grows to
+            infinity, or what `analyse` refuses.
     """
     _check_problem(x, dictionary, stride, padding)
     if not (x.isfinite().all() and dictionary.isfinite().all()):
@@ -197,7 +198,7 @@ def sparse_code(
     checks.whole("steps", steps, most=checks.MOST)
     checks.flag("nonnegative", nonnegative)
     checks.flag("accelerate", accelerate)
-    return _fista(
+    code = _fista(
         x,
         dictionary,
         step=step,
@@ -209,6 +210,12 @@ def sparse_code(
         stride=stride,
         padding=padding,
     )
+    if not code.isfinite().all():
+        raise ValueError(
+            f"the code grew beyond all bounds: a step of {float(step):g} is above 1 / lambda_max, which "
+            "largest_eigenvalue gives"
+        )
+    return code
 
 
 def _fista(
@@ -561,14 +568,15 @@ class SparseCoding2d(nn.Module):
         self._vector = state.detach().clone() if state.numel() else None
 
     def _check_input(self, x: Tensor) -> None:
+        checks.a("x", x, Tensor)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
-                f"expected an input (B, {self.in_channels}, H, W), got shape {tuple(x.shape)}"
+                f"x: expected an input (B, {self.in_channels}, H, W), got shape {tuple(x.shape)}"
             )
         for side, k, p in zip(x.shape[2:], self.kernel_size, self.padding, strict=True):
             if side + 2 * p < k:
                 raise ValueError(
-                    f"a map of {tuple(x.shape[2:])} with padding {self.padding} is smaller than the "
+                    f"x is a map of {tuple(x.shape[2:])}, with padding {self.padding} smaller than the "
                     f"kernel {self.kernel_size}: give a larger one, or more padding"
                 )
         if isinstance(self.lambda_l1, Tensor) and self.lambda_l1.shape not in ((), x.shape[:1]):
