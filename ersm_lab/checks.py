@@ -151,9 +151,9 @@ def tensor(name: str, value: object, shape: str, kind: str, *, finite: bool = Tr
         raise ValueError(f"{name} holds NaN or infinity: look for where they come from")
 
 
-def images(name: str, value: object, *, side: int | str = "") -> None:
+def images(name: str, value: object) -> None:
     """uint8 images with their channels last, as an `ImageSet` holds them."""
-    tensor(name, value, f"(N, {side or 'H'}, {side or 'W'}, 3)", "uint8")
+    tensor(name, value, "(N, H, W, 3)", "uint8")
 
 
 def labelled(name: str, value: object) -> None:
