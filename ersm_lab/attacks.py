@@ -38,16 +38,19 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
+from ersm_lab import checks
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import evaluating, replaced_mask
 
 ATTACKS = ("fgsm", "pgd", "autoattack")
 SURROGATES = ("soft", "bpda")
 DIRECT = "direct"  # the route of an attack that follows the network's own gradient
+MOST_STEP = 1_000.0  # of PGD, in epsilons; from 2 on every step ends on the border of the ball
 ROUNDING = 1e-6  # by which float32 may overstep epsilon, in units of 0 to 1
 
 
 def _check_epsilon(epsilon: float) -> None:
+    checks.number("epsilon", epsilon)
     if not 0 < epsilon <= 1:
         raise ValueError(
             f"epsilon is in units of 0 to 1 (8 of 255 grey levels are 8 / 255), got {epsilon}"
@@ -93,28 +96,31 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         for name, known in {"attacks": ATTACKS, "surrogates": SURROGATES}.items():
+            checks.several(name, getattr(self, name), least=0)
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"no {name} {unknown}: choose from {', '.join(known)}")
         if not self.attacks:
-            raise ValueError(f"no attack to run: choose from {', '.join(ATTACKS)}")
+            raise ValueError(
+                f"attacks is empty, no attack to run: choose from {', '.join(ATTACKS)}"
+            )
         if len({*self.attacks}) < len(self.attacks) or len({*self.surrogates}) < len(
             self.surrogates
         ):
-            raise ValueError("give each attack and each surrogate once")
-        if not self.epsilons or list(self.epsilons) != sorted(set(self.epsilons)):
-            raise ValueError(f"give each epsilon once, the smallest first, got {self.epsilons}")
+            raise ValueError("attacks, surrogates: give each attack and each surrogate once")
+        checks.several("epsilons", self.epsilons, least=0)
         for epsilon in self.epsilons:
             _check_epsilon(epsilon)
-        counts = ("images", "pgd_steps", "apgd_steps", "targets", "square_queries", "batch_size")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "pgd_step"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence lies between 0 and 1, got {self.confidence}")
+        if not self.epsilons or list(self.epsilons) != sorted(set(self.epsilons)):
+            raise ValueError(f"epsilons: give each once, the smallest first, got {self.epsilons}")
+        for name in ("images", "targets", "batch_size"):
+            checks.whole(name, getattr(self, name))
+        for name in ("pgd_steps", "apgd_steps", "square_queries"):
+            checks.whole(name, getattr(self, name), most=checks.MOST)
+        checks.seed("seed", self.seed)
+        checks.number("temperature", self.temperature, above=0, most=1e6)
+        checks.number("pgd_step", self.pgd_step, above=0, most=MOST_STEP)
+        checks.number("confidence", self.confidence, above=0, below=1)
 
 
 STANDARD = AttackSettings()
@@ -133,6 +139,8 @@ class PixelNetwork(nn.Module):
     """
 
     def __init__(self, model: nn.Module, data: ImageSet) -> None:
+        checks.network("model", model)
+        checks.a("data", data, ImageSet)
         super().__init__()
         device = data.images.device
         scale = 1 / (255 * torch.tensor(data.std, device=device))  # (3,)
@@ -151,6 +159,8 @@ class PixelNetwork(nn.Module):
 
 def pixels_of(data: ImageSet) -> Tensor:
     """The images as attacks take them: (N, 3, H, W) float32, 0 to 1, contiguous."""
+    checks.a("data", data, ImageSet)
+    checks.images("data.images", data.images)
     return (data.images.permute(0, 3, 1, 2).float() / 255).contiguous()
 
 
@@ -170,10 +180,9 @@ def surrogate(model: nn.Module, kind: str, *, temperature: float = 1.0) -> Itera
     Raises:
         ValueError: an unknown kind, a temperature of 0 or less, a model without an enabled mask.
     """
-    if kind not in SURROGATES:
-        raise ValueError(f"no surrogate {kind!r}: choose from {', '.join(SURROGATES)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    checks.network("model", model)
+    checks.choice("kind", kind, SURROGATES)
+    checks.number("temperature", temperature, above=0, most=1e6)
     masks = _enabled_masks(model)
     if not masks:
         raise ValueError("the model has no enabled energy mask: attack it directly")
@@ -271,10 +280,12 @@ def gradient_check(
     Raises:
         ValueError: no images, or a step that is not above 0.
     """
-    if not len(data):
-        raise ValueError("there are no images to check the gradients on")
-    if not steps or min(steps) <= 0:
-        raise ValueError(f"steps of central differences are above 0, got {steps}")
+    checks.network("model", model)
+    checks.labelled("data", data)
+    checks.several("steps", steps)
+    for step in steps:
+        checks.number("steps", step, above=0, most=1)
+    checks.whole("batch_size", batch_size)
     network = PixelNetwork(model, data)
     exact = deepcopy(network).double()
     masks = _enabled_masks(model)
@@ -348,8 +359,9 @@ def fgsm(network: nn.Module, pixels: Tensor, labels: Tensor, *, epsilon: float) 
         ValueError: an epsilon outside of 0 to 1, pixels that are not within 0 to 1.
     """
     _check_epsilon(epsilon)
-    _check_pixels(pixels, labels)
-    _, _, gradient = _look(network, pixels, labels)  # (B, 3, H, W)
+    _check_pixels(network, pixels, labels)
+    logits, _, gradient = _look(network, pixels, labels)  # (B, classes), _, (B, 3, H, W)
+    checks.answers(logits)
     return (pixels + epsilon * gradient.sign()).clamp(0, 1)
 
 
@@ -368,7 +380,7 @@ def pgd(
 
     Args:
         network, pixels, labels, epsilon: as of `fgsm`.
-        steps: their number.
+        steps: their number, at least 1.
         step: their length, as a share of epsilon.
         generator: of the random start, on the pixels' device; the global one if None.
 
@@ -380,7 +392,11 @@ def pgd(
         ValueError: as of `fgsm`.
     """
     _check_epsilon(epsilon)
-    _check_pixels(pixels, labels)
+    _check_pixels(network, pixels, labels)
+    checks.whole("steps", steps, most=checks.MOST)
+    checks.number("step", step, above=0, most=MOST_STEP)
+    if generator is not None:
+        checks.a("generator", generator, torch.Generator)
     low, high = (pixels - epsilon).clamp_min(0), (pixels + epsilon).clamp_max(1)
     start = torch.rand(pixels.shape, device=pixels.device, generator=generator)  # (B, 3, H, W)
     x = (pixels + epsilon * (2 * start - 1)).clamp(low, high)  # (B, 3, H, W)
@@ -388,6 +404,7 @@ def pgd(
     fooled = torch.zeros_like(labels, dtype=torch.bool)  # (B,)
     for _ in range(steps + 1):
         logits, loss, gradient = _look(network, x, labels)
+        checks.answers(logits)
         wrong = logits.argmax(1) != labels  # (B,)
         better = (wrong & ~fooled) | ((wrong == fooled) & (loss > best_loss))  # (B,)
         best = torch.where(better[:, None, None, None], x, best)  # (B, 3, H, W)
@@ -411,8 +428,12 @@ def autoattack_members(
         {name: attack}; an attack takes pixels (B, 3, H, W) and labels (B,) and gives pixels.
 
     Raises:
-        ValueError: fewer than 4 classes.
+        ValueError: fewer than 4 classes, an epsilon outside of 0 to 1.
     """
+    checks.function("network", network)
+    checks.a("settings", settings, AttackSettings)
+    _check_epsilon(epsilon)
+    checks.whole("classes", classes)
     if classes < 4:
         raise ValueError(
             f"AutoAttack's targeted loss compares 4 classes, these are {classes}: leave "
@@ -493,7 +514,7 @@ class AttackReport:
         for found in self.outcomes:
             if (found.attack, found.epsilon, found.route) == (attack, epsilon, route):
                 return found
-        raise ValueError(f"{attack!r} by route {route!r} within {epsilon:g} was not run")
+        raise ValueError(f"{attack!r} by route {route!r} within epsilon {epsilon} was not run")
 
     def worst(self, epsilon: float, attack: str | None = None) -> Tensor:
         """Which images survive every route, bool (N,).
@@ -507,12 +528,13 @@ class AttackReport:
             ValueError: nothing was run for this epsilon or this attack.
         """
         if epsilon not in self.settings.epsilons or attack not in (None, *self.settings.attacks):
-            raise ValueError(f"{attack or 'any attack'} within {epsilon:g} was not run")
+            raise ValueError(f"{attack or 'any attack'} within epsilon {epsilon} was not run")
         outcomes = self._up_to(epsilon, attack)
         return torch.stack([self.clean, *(o.survives for o in outcomes)]).all(0)
 
     def interval(self, survives: Tensor) -> tuple[float, float]:
         """Wilson's interval of an accuracy, 0 to 1, over the drawing of the test images."""
+        checks.tensor("survives", survives, "(N,)", "bools")
         right = stats.binomtest(int(survives.sum()), len(survives))
         found = right.proportion_ci(self.settings.confidence, method="wilson")
         return float(found.low), float(found.high)
@@ -583,8 +605,11 @@ def evaluate_attacks(
         The report, on the CPU.
 
     Raises:
-        ValueError: no images, or fewer than 4 classes for AutoAttack.
+        ValueError: no images, fewer than 4 classes for AutoAttack, or answers of NaN or infinity.
     """
+    checks.network("model", model)
+    checks.labelled("data", data)
+    checks.a("settings", settings, AttackSettings)
     data = data[: settings.images]
     gradients = gradient_check(model, data, batch_size=settings.batch_size)
     routes: dict[str, Callable[[], AbstractContextManager]] = {DIRECT: nullcontext}
@@ -618,7 +643,7 @@ class _Bench:
     def right(self, pixels: Tensor) -> Tensor:
         """Which of these images the network gets right, bool (N,)."""
         parts = _batches(self.settings.batch_size, pixels, self.labels)
-        return torch.cat([self.network(x).argmax(1) == y for x, y in parts])
+        return torch.cat([checks.answers(self.network(x)).argmax(1) == y for x, y in parts])
 
 
 def _single(
@@ -701,6 +726,11 @@ def _look(network: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, T
     with torch.enable_grad():
         x = pixels.detach().requires_grad_()
         logits = network(x)  # (B, classes)
+        if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+            raise ValueError(
+                f"labels must be numbers of the network's {logits.shape[1]} classes, got "
+                f"{labels.min().item()} to {labels.max().item()}"
+            )
         loss = F.cross_entropy(logits, labels, reduction="none")  # (B,)
         (gradient,) = torch.autograd.grad(loss.sum(), x)  # (B, 3, H, W)
     return logits.detach(), loss.detach(), gradient
@@ -723,12 +753,10 @@ def _median(values: Tensor) -> float | None:
     return finite.median().item() if len(finite) else None
 
 
-def _check_pixels(pixels: Tensor, labels: Tensor) -> None:
-    if pixels.dim() != 4 or labels.shape != pixels.shape[:1]:
-        raise ValueError(
-            f"expected pixels (B, 3, H, W) and labels (B,), got {tuple(pixels.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
+def _check_pixels(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+    checks.function("network", network)
+    checks.tensor("pixels", pixels, "(B, 3, H, W)", "floats", finite=False)
+    checks.tensor("labels", labels, f"({len(pixels)},)", "whole numbers")
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(
             "pixels must lie within 0 and 1: attack a PixelNetwork, not normalised input"

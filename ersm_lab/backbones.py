@@ -14,6 +14,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from ersm_lab import checks
+
+MOST_CLASSES = 100_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class CifarNetSettings:
@@ -37,6 +41,18 @@ class CifarNetSettings:
     head: str = "max"
     logit_scale: float = 1 / 9
 
+    def __post_init__(self) -> None:
+        checks.several("widths", self.widths, most=10)
+        for width in self.widths:
+            checks.whole("widths", width, most=8_192)
+        checks.whole("depth", self.depth, most=100)
+        checks.whole("stem_kernel", self.stem_kernel, most=32)
+        checks.whole("stem_stride", self.stem_stride, most=self.stem_kernel)
+        checks.whole("stem_channels", self.stem_channels, least=2, most=8_192)
+        if self.head not in ("max", "mean"):
+            raise ValueError(f'head must be "max" or "mean", got {self.head!r}')
+        checks.number("logit_scale", self.logit_scale)
+
 
 SMOKE = CifarNetSettings(widths=(16, 32, 32), depth=1)
 SLIM = CifarNetSettings(widths=(32, 64, 128))
@@ -56,9 +72,9 @@ class CifarNet(nn.Module):
     """
 
     def __init__(self, settings: CifarNetSettings = LAPTOP, *, classes: int = 10) -> None:
+        checks.a("settings", settings, CifarNetSettings)
+        checks.whole("classes", classes, most=MOST_CLASSES)
         super().__init__()
-        if settings.head not in ("max", "mean"):
-            raise ValueError(f'head must be "max" or "mean", got {settings.head!r}')
         self.settings = settings
         size, stride = settings.stem_kernel, settings.stem_stride
         padding = (size - stride) // 2
@@ -93,7 +109,11 @@ class CifarNet(nn.Module):
         """Set the stem to whiten patches of normalised images (N, 3, H, W); some 5,000 are enough.
 
         The filters are the leading eigenvectors of the patches' covariance, scaled to unit variance.
+
+        Raises:
+            ValueError: no images, or NaN in them.
         """
+        checks.tensor("images", images, "(N, 3, H, W)", "numbers")
         stem = self.stem[0]
         patches = F.unfold(images.float(), stem.kernel_size[0], stride=2)  # (N, 3 k k, L)
         patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 3 k k)
@@ -124,6 +144,7 @@ def resnet18(*, classes: int = 10) -> nn.Module:
     Shape:
         x (B, 3, H, W), normalised -> logits (B, classes).
     """
+    checks.whole("classes", classes, most=MOST_CLASSES)
     model = torchvision.models.resnet18(weights=None, num_classes=classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

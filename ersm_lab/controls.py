@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask, EnergyState, attach_energy_mask
+from ersm_lab import checks
 
 
 class RandomMask(EnergyMask):
@@ -26,6 +27,8 @@ class RandomMask(EnergyMask):
     """
 
     def __init__(self, channels: int, *, keep: float) -> None:
+        checks.whole("channels", channels, most=checks.MOST)
+        checks.number("keep", keep)
         if not 0 < keep < 1:
             raise ValueError(f"keep must be between 0 and 1, got {keep}")
         bias = -math.log(keep / (1 - keep))
@@ -59,8 +62,12 @@ def attach(model: nn.Module, layer: str, kind: str, **settings) -> nn.Module:
         settings: of that kind.
 
     Raises:
-        ValueError: an unknown layer, one that is no `nn.Sequential`, or settings the kind refuses.
+        ValueError: an unknown layer or kind, a layer that is no `nn.Sequential`, or settings that the
+            kind refuses.
     """
+    checks.network("model", model)
+    checks.text("layer", layer)
+    checks.choice("kind", kind, KINDS)
     attach_energy_mask(model, layer)
     stage = model.get_submodule(layer)
     if not isinstance(stage, nn.Sequential):

@@ -36,7 +36,9 @@ from scipy import ndimage, stats
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
+from ersm_lab import checks
 from ersm_lab.data import ImageSet
+from ersm_lab.deletion import MOST_SIDE
 from ersm_lab.evaluation import evaluating
 from ersm_lab.rankings import layer_tokens, rest_of_network, token_stage
 
@@ -90,11 +92,19 @@ class Convention:
     area: str
 
     def __post_init__(self) -> None:
+        for field in ("name", "source"):
+            checks.text(field, getattr(self, field))
+        checks.flag("includes_start", self.includes_start)
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} must be one of {choices}, got {getattr(self, field)!r}")
+        checks.several("step", self.step, least=2, most=2)
         kind, size = self.step
-        if kind not in ("units", "rows", "parts") or not isinstance(size, int) or size < 1:
+        if (
+            kind not in ("units", "rows", "parts")
+            or type(size) is not int
+            or not 0 < size <= checks.HUGE
+        ):
             raise ValueError(
                 'step must be ("units", k), ("rows", k) or ("parts", k) with a whole k >= 1, '
                 f"got {self.step!r}"
@@ -102,6 +112,8 @@ class Convention:
 
     def points(self, height: int, width: int) -> tuple[int, ...]:
         """How many of the units of a map are changed at each point of the curve, rising to all."""
+        checks.whole("height", height, most=MOST_SIDE)
+        checks.whole("width", width, most=MOST_SIDE)
         count = height * width
         kind, size = self.step
         step = {"units": size, "rows": size * width, "parts": -(-count // size)}[kind]
@@ -143,6 +155,7 @@ CONVENTIONS = (RISE, TORCHCAM, QUANTUS)
 
 def on_tokens(convention: Convention) -> Convention:
     """The same convention with a layer's tokens in the place of pixels, which is ours."""
+    checks.a("convention", convention, Convention)
     return replace(convention, unit="token")
 
 
@@ -221,13 +234,22 @@ def perturbation_curve(
         ValueError: an unknown game, one that the convention does not have, a layer without a
             convention of tokens or the reverse, NaN or a wrong shape of the importance.
     """
+    checks.network("model", model)
+    checks.labelled("data", data)
+    checks.a("convention", convention, Convention)
+    checks.whole("batch_size", batch_size)
     fill = _fill_of(convention, game)
     if (layer is None) != (convention.unit == "pixel"):
         raise ValueError(
             f"{convention.name} ranks a {convention.unit} here and layer is {layer!r}: on tokens "
             "give on_tokens(convention) and a layer, on pixels neither"
         )
-    if importance.dim() not in (2, 3) or (importance.dim() == 3 and len(importance) != len(data)):
+    checks.a("importance", importance, Tensor)
+    if (
+        importance.is_complex()
+        or importance.dim() not in (2, 3)
+        or (importance.dim() == 3 and len(importance) != len(data))
+    ):
         raise ValueError(
             f"importance must be (h, w) or ({len(data)}, h, w) for these images, "
             f"got {tuple(importance.shape)}"
@@ -254,7 +276,8 @@ def perturbation_curve(
                     mixed = torch.where(  # (B, P, C, H, W)
                         shown[:, :, None], whole[:, None], empty[:, None]
                     )
-                    logits = rest(mixed.flatten(0, 1)).unflatten(0, (len(x), -1))
+                    logits = checks.answers(rest(mixed.flatten(0, 1)))  # (B P, classes)
+                    logits = logits.unflatten(0, (len(x), -1))
                     points.append(_score(logits, target, convention.score))  # (B, P)
             scores.append(torch.cat(points, 1).double().cpu())  # (B, points)
     flat = importance.flatten(1)  # (N, h w)
@@ -273,7 +296,14 @@ def resize(importance: Tensor, size: tuple[int, int]) -> Tensor:
 
     RISE and torch-cam do so with their maps. It ranks pixels by a smooth surface through the tokens;
     to delete whole tokens of a layer, rank tokens.
+
+    Raises:
+        ValueError: other maps, or a size that none has.
     """
+    checks.tensor("importance", importance, "(N, h, w)", "floats", finite=False)
+    checks.several("size", size, least=2, most=2)
+    for side in size:
+        checks.whole("size", side, most=MOST_SIDE)
     stretched = F.interpolate(
         importance[:, None], size=tuple(size), mode="bilinear", align_corners=False
     )  # (N, 1, H, W)
@@ -286,6 +316,7 @@ def blurred(x: Tensor) -> Tensor:
     As in its released code, a Gaussian of sd 5 on 11 x 11 pixels whose tails are folded back into the
     window, so that it is flatter than a cut-off one; zeros around the image.
     """
+    checks.tensor("x", x, "(B, C, H, W)", "floats", finite=False)
     point = np.zeros(BLUR_SIDE)
     point[BLUR_SIDE // 2] = 1
     line = torch.from_numpy(ndimage.gaussian_filter1d(point, BLUR_SD, mode="reflect")).to(
@@ -316,8 +347,10 @@ def auc_interval(
     It speaks of this network on new images, not of new seeds.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: fewer than two images, a confidence outside of 0 to 1, no resamples.
     """
+    checks.a("curve", curve, PerturbationCurve)
+    _check_bootstrap(confidence, resamples, seed)
     return _interval(curve.auc_by_image.numpy(), confidence, resamples, seed)
 
 
@@ -335,8 +368,11 @@ def auc_difference(
 
     Raises:
         ValueError: curves of different conventions, games, units or numbers of images; fewer than two
-            images.
+            images; what `auc_interval` refuses.
     """
+    checks.a("first", first, PerturbationCurve)
+    checks.a("second", second, PerturbationCurve)
+    _check_bootstrap(confidence, resamples, seed)
     for what in ("convention", "game", "grid"):
         one, other = getattr(first, what), getattr(second, what)
         if one != other:
@@ -350,6 +386,12 @@ def auc_difference(
         )
     gaps = first.auc_by_image - second.auc_by_image  # (N,)
     return _interval(gaps.numpy(), confidence, resamples, seed)
+
+
+def _check_bootstrap(confidence: float, resamples: int, seed: int) -> None:
+    checks.number("confidence", confidence, above=0, below=1)
+    checks.whole("resamples", resamples, most=checks.MOST)
+    checks.seed("seed", seed)
 
 
 def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> Interval:

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
+from ersm_lab import checks
 from ersm_lab.data import ImageSet
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's mode is put back afterwards."""
+    checks.network("model", model)
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
@@ -33,7 +35,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def predict(model: nn.Module, data: ImageSet, *, flip: bool = False) -> Tensor:
-    """Logits of all images, (N, classes) float32; with `flip`, the mean over both mirror images."""
+    """Logits of all images, (N, classes) float32; with `flip`, the mean over both mirror images.
+
+    Raises:
+        ValueError: no images, or answers of NaN or infinity; so everything here that asks a network.
+    """
+    _check(model, data)
+    checks.flag("flip", flip)
     logits = _logits(model, data)
     return 0.5 * (logits + _logits(model, data, mirror=True)) if flip else logits
 
@@ -45,6 +53,7 @@ def accuracy(model: nn.Module, data: ImageSet, *, flip: bool = False) -> float:
 
 def look(model: nn.Module, data: ImageSet) -> tuple[Tensor, dict[str, Tensor]]:
     """One pass over all images: logits, (N, classes) float32, and {layer: masks (N, 1, H, W)}."""
+    _check(model, data)
     masks = energy_masks(model)
     logits: list[Tensor] = []
     seen: dict[str, list[Tensor]] = {layer: [] for layer in masks}
@@ -53,7 +62,8 @@ def look(model: nn.Module, data: ImageSet) -> tuple[Tensor, dict[str, Tensor]]:
             logits.append(model(x).float())
             for layer, mask in masks.items():
                 seen[layer].append(mask.state.mask)
-    return torch.cat(logits), {layer: torch.cat(parts) for layer, parts in seen.items()}
+    whole = checks.answers(torch.cat(logits))
+    return whole, {layer: torch.cat(parts) for layer, parts in seen.items()}
 
 
 def collect_masks(model: nn.Module, data: ImageSet) -> Tensor:
@@ -65,6 +75,7 @@ def collect_masks(model: nn.Module, data: ImageSet) -> Tensor:
 
 def energy_masks(model: nn.Module) -> dict[str, EnergyMask]:
     """{layer: its energy mask}, in the order of the network; empty for a dense one."""
+    checks.network("model", model)
     found = {n: m for n, m in model.named_modules() if isinstance(m, EnergyMask)}
     return {getattr(mask, "attached_to", name): mask for name, mask in found.items()}
 
@@ -84,6 +95,9 @@ def only_mask(model: nn.Module) -> EnergyMask:
 @contextmanager
 def replaced_mask(mask: EnergyMask, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While open, `mask` multiplies by change(m) instead of by m, both (B, 1, H, W)."""
+
+    checks.a("mask", mask, EnergyMask)
+    checks.function("change", change)
 
     def use_instead(module: EnergyMask, args: tuple[Tensor], output: Tensor) -> Tensor:
         m = change(module.state.mask)  # (B, 1, H, W)
@@ -113,6 +127,9 @@ def mask_statistics(masks: Tensor, labels: Tensor, classes: int) -> dict:
         position_sd: standard deviation over positions of the mean mask: a fixed pattern has it all.
         kept_by_class: mean of m for each class.
     """
+    checks.tensor("masks", masks, "(N, 1, H, W)", "floats")
+    checks.whole("classes", classes)
+    checks.labels("labels", labels, len(masks), classes)
     per_image = masks.mean((1, 2, 3))  # (N,)
     present = [per_image[labels == c] for c in range(classes)]
     return {
@@ -137,11 +154,22 @@ def mask_controls(
     Returns:
         uniform: by the mean over images and positions; position_mean: by the mean over images;
         other_image: by the mask of the image before it in the batch; ones: by 1.
+
+    Raises:
+        ValueError: a model without masks, or masks of other layers or images.
     """
+    _check(model, data)
     modules = energy_masks(model)
     if isinstance(masks, Tensor):
         only_mask(model)
         masks = dict.fromkeys(modules, masks)
+    checks.a("masks", masks, Mapping)
+    if not modules or masks.keys() != modules.keys():
+        raise ValueError(
+            f"masks must be those of the model's layers {[*modules]}, got those of {[*masks]}"
+        )
+    for layer, own in masks.items():
+        checks.tensor(f"masks of {layer!r}", own, f"({len(data)}, 1, H, W)", "floats")
 
     def uniform(own: Tensor, m: Tensor) -> Tensor:
         return own.mean().expand_as(m)  # (B, 1, H, W)
@@ -171,10 +199,14 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
         mask_min, mask_max: of the masks, within 0 and 1; energy_min: not negative.
 
     Raises:
+        ValueError: a network without a mask.
         RuntimeError: one of these does not hold, or with all logits at minus infinity the network is
             not bit for bit the one without a mask.
     """
+    _check(model, data)
     masks, some = list(energy_masks(model).values()), data[:500]
+    if not masks:
+        raise ValueError("model has no energy mask, and so no invariants: attach one")
     logits = predict(model, some)
     m = [mask.state.mask for mask in masks]  # (B, 1, H, W) each
     found = {
@@ -215,7 +247,12 @@ def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = 
         test_accuracy, test_accuracy_flip, parameters; for a masked network mask (`mask_statistics`,
         of the first one where there are several), masks ({layer: statistics}, only then),
         accuracy_with_mask_replaced (`mask_controls`) and invariants.
+
+    Raises:
+        ValueError: no images, or answers of NaN or infinity.
     """
+    if validation is not None:
+        checks.labelled("validation", validation)
     logits, masks = look(model, data)
     mirrored = _logits(model, data, mirror=True)
     metrics = {
@@ -250,7 +287,7 @@ def has_mask(model: nn.Module) -> bool:
 
 def answers(model: nn.Module, data: ImageSet) -> Tensor:
     """Which images are classified rightly, bool (N,)."""
-    return (predict(model, data).argmax(1) == data.labels).cpu()
+    return _right(predict(model, data), data).cpu()
 
 
 def progress(model: nn.Module, data: ImageSet) -> dict[str, float]:
@@ -269,8 +306,24 @@ def progress(model: nn.Module, data: ImageSet) -> dict[str, float]:
 def _logits(model: nn.Module, data: ImageSet, *, mirror: bool = False) -> Tensor:
     """Logits of all images, or of their mirror images, (N, classes) float32."""
     with evaluating(model):
-        return torch.cat([model(x.flip(3) if mirror else x).float() for x, _ in data.inputs()])
+        parts = [model(x.flip(3) if mirror else x).float() for x, _ in data.inputs()]
+    return checks.answers(torch.cat(parts))
 
 
 def _share_right(logits: Tensor, data: ImageSet) -> float:
-    return (logits.argmax(1) == data.labels).double().mean().item()
+    return _right(logits, data).double().mean().item()
+
+
+def _right(logits: Tensor, data: ImageSet) -> Tensor:
+    """Which images are classified rightly, bool (N,)."""
+    if len(logits) != len(data) or data.labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"model answers {tuple(logits.shape)} where {len(data)} images have labels up to "
+            f"{data.labels.max().item()}: it is a network of other classes"
+        )
+    return logits.argmax(1) == data.labels
+
+
+def _check(model: nn.Module, data: ImageSet) -> None:
+    checks.network("model", model)
+    checks.labelled("data", data)

@@ -18,7 +18,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ersm_lab import protocol_runs, protocols, records
+from ersm_lab import checks, protocol_runs, protocols, records
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.protocols import FeatureSet, PublishedProtocol
 from ersm_lab.tables import Table, percent
@@ -50,6 +50,7 @@ class Splits:
 
 def preprocessing(image_size: int = 224) -> Callable:
     """PIL image -> normalised float32 (3, S, S): shorter side to 8/7 S, then the middle of it."""
+    checks.whole("image_size", image_size, most=protocols.MOST_SIDE)
     return v2.Compose(
         [
             v2.Resize(round(image_size * 8 / 7), antialias=True),
@@ -77,6 +78,9 @@ def open_images(
         ValueError: an unknown setting.
         FileNotFoundError: the images are not there.
     """
+    checks.text("setting", setting)
+    checks.a("root", root, (str, Path))
+    checks.flag("download", download)
     if setting not in ("pets", "cub"):
         raise ValueError(f'setting must be "pets" or "cub", got {setting!r}')
     root, transform = Path(root), preprocessing(image_size)
@@ -134,7 +138,20 @@ def extract(
     workers: int = 2,
     progress: bool = True,
 ) -> FeatureSet:
-    """Every image's frozen feature map, on the CPU; the model's device computes them."""
+    """Every image's frozen feature map, on the CPU; the model's device computes them.
+
+    Raises:
+        ValueError: no images.
+    """
+    checks.a("model", model, PublishedProtocol)
+    if not hasattr(images, "__getitem__") or not hasattr(images, "__len__"):
+        raise TypeError(f"images must be a Dataset with a length, got {checks.shown(images)}")
+    if not len(images):
+        raise ValueError("there are no images to extract maps from: give one at least")
+    checks.several("classes", classes)
+    checks.whole("batch_size", batch_size)
+    checks.whole("workers", workers, least=0, most=1_000)
+    checks.flag("progress", progress)
     device = next(model.parameters()).device
     loader = DataLoader(images, batch_size=batch_size, num_workers=workers)
     maps: Tensor | None = None
@@ -149,8 +166,6 @@ def extract(
             )
         maps[start : start + len(y)], labels[start : start + len(y)] = part, y
         start += len(y)
-    if maps is None:
-        raise ValueError("there are no images to extract maps from")
     return FeatureSet(maps=maps, labels=labels, classes=tuple(classes))
 
 
@@ -181,6 +196,10 @@ def compare(
     Returns:
         For every row and seed method, seed, metrics and curve, as in a record.
     """
+    checks.a("rows", rows, Mapping)
+    checks.several("seeds", seeds)
+    for seed in seeds:
+        checks.seed("seeds", seed)
     splits = open_images(setting, root, image_size=image_size, download=download)
     if backbone is None:
         backbone = torchvision.models.resnet50(weights="IMAGENET1K_V2")
@@ -217,6 +236,8 @@ def compare(
 
 def summary(results: Sequence[dict], columns: Mapping[str, str]) -> Table:
     """One row a method, mean ± standard deviation over its seeds, in percent; as `tables.summary`."""
+    checks.several("results", results, least=0)
+    checks.a("columns", columns, Mapping)
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
         group = [result for result in results if result["method"] == method]

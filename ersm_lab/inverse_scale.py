@@ -55,10 +55,13 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm import tqdm
 
+from ersm_lab import checks
 from ersm_lab.checkpoints import save_atomically
 from ersm_lab.provenance import source_hash
 
 SHARE_OF_BOUND = 0.95  # the step size where none is given, in units of the stability bound
+MOST_SIDE = 100_000  # pixels along a side of an image
+LEAST, MOST = 1e-6, 1e6  # nu and kappa; beyond, float32 has nothing between a step and none
 ITSELF = -1  # the step number of an image that is already as sparse as the level asks
 
 Backend = Literal["auto", "numba", "torch"]
@@ -85,8 +88,16 @@ class PathSettings:
     channels: Literal["shared", "own"] = "shared"
 
     def __post_init__(self) -> None:
+        if self.alpha is not None:
+            checks.number("alpha", self.alpha)  # its bound belongs to the size of the images
+        checks.whole("max_steps", self.max_steps, most=checks.MOST)
+        for name in ("nu", "kappa"):
+            checks.number(name, getattr(self, name))
         if not (self.nu > 0 and self.kappa > 0):
             raise ValueError(f"nu and kappa must be positive, got {self.nu} and {self.kappa}")
+        for name in ("nu", "kappa"):
+            checks.number(name, getattr(self, name), least=LEAST, most=MOST)
+        checks.text("channels", self.channels)
         if self.channels not in ("shared", "own"):
             raise ValueError(f'channels must be "shared" or "own", got {self.channels!r}')
 
@@ -116,6 +127,14 @@ def stability_bound(height: int, width: int, *, nu: float, kappa: float) -> floa
 
     The largest eigenvalue of D^T D on a grid is lambda = 4 cos^2(pi / 2H) + 4 cos^2(pi / 2W) < 8.
     """
+    checks.whole("height", height, most=MOST_SIDE)
+    checks.whole("width", width, most=MOST_SIDE)
+    checks.number("nu", nu, least=LEAST, most=MOST)
+    checks.number("kappa", kappa, least=LEAST, most=MOST)
+    return _bound(height, width, nu, kappa)
+
+
+def _bound(height: int, width: int, nu: float, kappa: float) -> float:
     return 2 / (kappa * (1 + (1 + _largest_eigenvalue(height, width)) / nu))
 
 
@@ -148,7 +167,8 @@ def inverse_scale_path(
 
     Source: arXiv:2409.18419.
     """
-    settings = settings or PathSettings()
+    settings = PathSettings() if settings is None else settings
+    checks.a("settings", settings, PathSettings)
     _check(x, levels)
     alpha = _step_size(settings, *x.shape[-2:])
     b, c, h, w = x.shape
@@ -167,7 +187,7 @@ def inverse_scale_path(
             itself = different <= to_open + 1e-9 * edges  # (N,)
             wanted = torch.where(itself, 0, math.ceil(to_open - 1e-9 * edges))  # (N,)
             advance(state, wanted, settings, alpha)
-            image = project(state.u, *_open(state)) + state.mean  # (N, G', H, W)
+            image = _project(state.u, *_open(state)) + state.mean  # (N, G', H, W)
             image = torch.where(itself[:, None, None, None], values, image)
             opened = torch.where(itself, different, state.opened)
             steps = torch.where(itself, ITSELF, state.step)
@@ -198,6 +218,7 @@ def sparsify(
     backend: Backend = "auto",
 ) -> Tensor:
     """`inverse_scale_path` at one level: (B, C, H, W) -> (B, C, H, W)."""
+    checks.number("level", level)
     path = inverse_scale_path(x, levels=[level], settings=settings, backend=backend)
     return path.images[0]
 
@@ -219,16 +240,34 @@ def project(u: Tensor, right: Tensor, down: Tensor) -> Tensor:
 
     Returns:
         (B, C, H, W), in u's type; sums are taken in float64.
+
+    Raises:
+        ValueError: edges of another image, or that are not bool.
     """
+    checks.tensor("u", u, "(B, C, H, W)", "floats")
     b, c, h, w = u.shape
+    for name, edges in {"right": right, "down": down}.items():
+        checks.a(name, edges, Tensor)
+        if edges.dim() != 4:
+            raise ValueError(f"{name} must be a tensor of 4 sides, got {checks.shown(edges)}")
     graphs = right.shape[1]
     if right.shape != (b, graphs, h, w - 1) or down.shape != (b, graphs, h - 1, w):
         raise ValueError(
-            f"edges of {tuple(u.shape)} are (B, G, H, W - 1) and (B, G, H - 1, W), "
+            f"right and down, edges of {tuple(u.shape)} are (B, G, H, W - 1) and (B, G, H - 1, W), "
             f"got {tuple(right.shape)} and {tuple(down.shape)}"
         )
     if graphs not in (1, c):
         raise ValueError(f"G is 1 or the number of channels, {c}; got {graphs}")
+    if right.dtype != torch.bool or down.dtype != torch.bool:
+        raise ValueError(
+            f"right and down must be bool, True where an edge is open, got {right.dtype} and "
+            f"{down.dtype}"
+        )
+    return _project(u, right, down)
+
+
+def _project(u: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    (b, c, h, w), graphs = u.shape, right.shape[1]
     label, count = _components(~right.flatten(0, 1), ~down.flatten(0, 1))  # (B G H W,)
     values = u.double().reshape(b, graphs, c // graphs, h * w).transpose(2, 3).flatten(0, 2)
     # (B G H W, C / G)
@@ -440,6 +479,10 @@ def _run_graph(x, u, right, down, wanted, step, most, alpha, kappa, nu, one):
 
 
 def _check(x: Tensor, levels: Sequence[float]) -> None:
+    checks.a("x", x, Tensor)
+    checks.several("levels", levels, least=0)
+    for level in levels:
+        checks.number("levels", level)
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x must be a batch of images (B, C, H, W), got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -447,7 +490,7 @@ def _check(x: Tensor, levels: Sequence[float]) -> None:
     bad = torch.nonzero(~x.isfinite().flatten(1).all(1)).flatten().tolist()
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(x)} images hold NaN or infinity, the first at index {bad[0]}: "
+            f"x: {len(bad)} of {len(x)} images hold NaN or infinity, the first at index {bad[0]}: "
             "leave them out"
         )
     if len(levels) == 0 or not all(0 <= level <= 1 for level in levels):
@@ -456,7 +499,7 @@ def _check(x: Tensor, levels: Sequence[float]) -> None:
 
 def _step_size(settings: PathSettings, height: int, width: int) -> float:
     nu, kappa = settings.nu, settings.kappa
-    bound = stability_bound(height, width, nu=nu, kappa=kappa)
+    bound = _bound(height, width, nu, kappa)
     if settings.alpha is None:
         return SHARE_OF_BOUND * bound
     if not 0 < settings.alpha < bound:
@@ -522,12 +565,24 @@ def sparsify_dataset(
 
     Returns:
         uint8 (N, H, W, C) on the same device.
+
+    Raises:
+        ValueError: images of another type or shape or none, a level outside of 0 to 1.
     """
+    checks.a("images", images, Tensor)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(
             f"images must be uint8 (N, H, W, C), got {images.dtype} {tuple(images.shape)}"
         )
-    settings = settings or PathSettings()
+    if not images.numel():
+        raise ValueError(f"images must be one or more, got {tuple(images.shape)}")
+    checks.number("level", level, least=0, most=1)
+    checks.a("cache", cache, (str, Path))
+    settings = PathSettings() if settings is None else settings
+    checks.a("settings", settings, PathSettings)
+    if chunk is not None:
+        checks.whole("chunk", chunk)
+    checks.flag("progress", progress)
     chunk = chunk or (1_000 if images.device.type == "cpu" else 25_000)
     bar = tqdm(
         desc=f"sparsity {level:g}",
@@ -589,7 +644,13 @@ def retained_energy(x: Tensor, y: Tensor) -> Tensor:
 
     Args:
         x, y: (B, C, H, W).
+
+    Raises:
+        ValueError: shapes that differ, or no images.
     """
+    checks.tensor("x", x, "(B, C, H, W)", "numbers", finite=False)
+    checks.tensor("y", y, "(B, C, H, W)", "numbers", finite=False)
+    checks.kin("x and y", x.shape, y.shape)
     size = [
         (t - t.mean((2, 3), keepdim=True)).square().sum((1, 2, 3)) for t in (x.double(), y.double())
     ]
@@ -615,6 +676,12 @@ def low_pass(x: Tensor, energy: float | Tensor) -> Tensor:
     Raises:
         ValueError: a share outside of 0 to 1.
     """
+    checks.tensor("x", x, "(B, C, H, W)", "floats")
+    if isinstance(energy, Tensor):
+        shape = f"({len(x)},)" if energy.dim() else "()"
+        checks.tensor("energy", energy, shape, "numbers", finite=False)
+    else:
+        checks.number("energy", energy)
     share = torch.as_tensor(energy, dtype=torch.float64, device=x.device).expand(len(x))  # (B,)
     if not ((share >= 0) & (share <= 1)).all():
         raise ValueError(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ersm_lab import evaluation, perturbations, records, runs, statistics
+from ersm_lab import checks, evaluation, perturbations, records, runs, statistics
 from ersm_lab.data import ImageSet
 from ersm_lab.sparse_coding import LabelFreeLambda, oracle_lambda, sparse_layers
 from ersm_lab.tables import Table
@@ -51,10 +51,19 @@ class LambdaSuite:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.images < 1 or self.fit_images < 1:
-            raise ValueError(
-                f"images and fit_images must be at least 1, got {self.images}, {self.fit_images}"
-            )
+        for name in ("images", "fit_images"):
+            checks.whole(name, getattr(self, name))
+        for name in ("noise_severities", "severities"):
+            checks.several(name, getattr(self, name))
+            for severity in getattr(self, name):
+                checks.whole(name, severity, most=perturbations.SEVERITIES[-1])
+        checks.several("kinds", self.kinds)
+        for kind in self.kinds:
+            checks.choice("kinds", kind, perturbations.KINDS)
+        checks.several("multiples", self.multiples)
+        for multiple in self.multiples:
+            checks.number("multiples", multiple, least=0)
+        checks.seed("seed", self.seed)
         if NOISE not in self.kinds or not set(self.severities) <= set(self.noise_severities):
             raise ValueError(
                 f"{NOISE} must be among the kinds, at all of their severities {self.severities}: "
@@ -73,6 +82,7 @@ SUITES = {
 
 def conditions(settings: LambdaSuite) -> dict[str, tuple[str, int] | None]:
     """{name: kind and severity}, such as "snow-3"; "clean", the first, is none of both."""
+    checks.a("settings", settings, LambdaSuite)
     found: dict[str, tuple[str, int] | None] = {"clean": None}
     for kind in settings.kinds:
         for severity in settings.noise_severities if kind == NOISE else settings.severities:
@@ -102,6 +112,10 @@ def measure(
         of the label-free map. A network without one has the row "plain" only.
         Answers: bools (N,) by "row/condition", for all rows but the oracle's.
     """
+    checks.network("model", model)
+    checks.labelled("test", test)
+    checks.labelled("training", training)
+    checks.a("settings", settings, LambdaSuite)
     test = test[: settings.images]
     coders = sparse_layers(model)
     metrics: dict = {"images": len(test)}
@@ -152,6 +166,7 @@ def measure(
 
 def averages(settings: LambdaSuite) -> dict[str, list[str]]:
     """{what: the conditions whose mean it is}: "noise", "all" and the groups of kinds."""
+    checks.a("settings", settings, LambdaSuite)
     found = {"noise": [f"{NOISE}-{severity}" for severity in settings.noise_severities]}
     chosen = {"all": settings.kinds, **perturbations.GROUPS}
     for what, kinds in chosen.items():
@@ -188,6 +203,9 @@ def _label_free(
 
 def pack(answers: Mapping[str, Tensor]) -> str:
     """The answers of `measure` as the text of a record's `answers`: one condition after the other."""
+    checks.a("answers", answers, Mapping)
+    for right in answers.values():
+        checks.tensor("answers", right, "(N,)", "bools")
     return runs.pack(torch.cat(list(answers.values())))
 
 
@@ -197,6 +215,7 @@ def unpack(record: Mapping) -> dict[str, Tensor]:
     Raises:
         ValueError: it holds no answers.
     """
+    checks.a("record", record, Mapping)
     if record["answers"] is None:
         raise ValueError(f"{record['name']} holds no answers: run it again")
     accuracy = record["metrics"]["accuracy"]
@@ -232,6 +251,8 @@ def table(
         dataset, scale: which records.
         caption: what is shown; scale and number of images are added.
     """
+    checks.a("columns", columns, Mapping)
+    checks.several("methods", methods)
     lines, images = [], set()
     for method in methods:
         group = of(method, dataset=dataset, scale=scale)
@@ -294,7 +315,21 @@ def gap(
 
     Returns:
         None where they have no seed in common.
+
+    Raises:
+        ValueError: no conditions, or such as the records do not hold.
     """
+    checks.several("first", first, least=0)
+    checks.several("second", second, least=0)
+    checks.several("rows", rows, least=2, most=2)
+    checks.several("names", names)
+    for group, row in zip((first, second), rows, strict=True):
+        for record in group:
+            missing = {f"{row}/{name}" for name in names} - unpack(record).keys()
+            if missing:
+                raise ValueError(
+                    f"{record['name']} has no answers of the rows and names {sorted(missing)}"
+                )
     right = [
         {
             r["seed"]: torch.stack([unpack(r)[f"{row}/{n}"] for n in names])
@@ -314,6 +349,8 @@ def gaps_table(
     method: str, base: str, *, dataset: str, scale: str, settings: LambdaSuite | None = None
 ) -> Table:
     """What the ledger of claims asks: label-free against fixed lambda and against the base network."""
+    if settings is None:
+        checks.choice("scale", scale, SUITES)
     sparse, dense = (of(name, dataset=dataset, scale=scale) for name in (method, base))
     over, lines = averages(settings or SUITES[scale]), []
     asked = [

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.models.convnext import LayerNorm2d
 
-from ersm_lab import runs
+from ersm_lab import checks, runs
 from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.runs import Experiment, MaskPlace, Parts
 from ersm_lab.training import TrainSettings
@@ -66,6 +66,15 @@ class NormConfig:
     test_images: int | None = None
 
     def __post_init__(self) -> None:
+        checks.a("backbone", self.backbone, CifarNetSettings)
+        checks.a("train", self.train, TrainSettings)
+        if self.mask is not None:
+            checks.a("mask", self.mask, MaskPlace)
+        for name in ("train_images", "test_images"):
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name))
+        checks.text("norm", self.norm)
+        checks.text("after", self.after)
         if self.norm not in KINDS:
             raise ValueError(f"norm must be one of {', '.join(KINDS)}, got {self.norm!r}")
         count = len(self.backbone.widths)
@@ -104,6 +113,7 @@ class ChannelBias(nn.Module):
     """
 
     def __init__(self, channels: int) -> None:
+        checks.whole("channels", channels, most=checks.MOST)
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -117,8 +127,16 @@ def replace_norms(model: CifarNet, kind: str, *, after: str) -> CifarNet:
     Args:
         model: whose weights and biases stay as they are.
         kind: of `KINDS`.
-        after: name of a group.
+        after: name of a group that others come after.
+
+    Raises:
+        ValueError: an unknown kind, or no group after this one.
     """
+    checks.a("model", model, CifarNet)
+    checks.choice("kind", kind, KINDS)
+    checks.text("after", after)
+    if not _groups_after(after, len(model.settings.widths)):
+        raise ValueError(f'no group comes after {after!r}: choose an earlier group, as "group1"')
     later = _groups_after(after, len(model.settings.widths)) if kind != "batch" else []
     for group in later:
         stage = model.get_submodule(group)

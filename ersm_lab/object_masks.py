@@ -36,6 +36,10 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
+from ersm_lab import checks
+
+MOST_SIDE = 10_000  # pixels along a side of an image
+
 
 def to_pixels(maps: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
     """Stretch maps of tokens to the pixels of an image.
@@ -52,9 +56,14 @@ def to_pixels(maps: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
     Raises:
         ValueError: another shape.
     """
+    checks.a("maps", maps, Tensor)
+    checks.several("size", size, least=2, most=2)
+    for side in size:
+        checks.whole("size", side, most=MOST_SIDE)
+    checks.flag("smooth", smooth)
     if maps.dim() == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]  # (N, h, w)
-    if maps.dim() != 3:
+    if maps.dim() != 3 or 0 in maps.shape or maps.is_complex():
         raise ValueError(f"maps are (N, h, w) or (N, 1, h, w), got {tuple(maps.shape)}")
     maps = maps if maps.is_floating_point() else maps.float()
     how = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest-exact"}
@@ -97,7 +106,7 @@ def mask_scores(masks: Tensor, objects: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: as `saliency_scores`, or values outside of 0 and 1.
     """
-    values, on, defined = _checked(masks, objects)
+    values, on, defined = _checked(masks, objects, name="masks")
     if values.numel() and not (values.min() >= 0 and values.max() <= 1):
         raise ValueError("a keep mask lies within 0 and 1: score other maps by saliency_scores")
     kept_of_object = (values * on).sum(1) / on.sum(1)  # (N,)
@@ -115,7 +124,7 @@ def iou(masks: Tensor, objects: Tensor) -> Tensor:
     Raises:
         ValueError: a mask that is neither 0 nor 1 somewhere, or shapes as in `saliency_scores`.
     """
-    values, objects, defined = _checked(masks, objects)
+    values, objects, defined = _checked(masks, objects, name="masks")
     if not ((values == 0) | (values == 1))[defined].all():
         raise ValueError("iou compares 0/1 masks: threshold a soft one first, or use iou_top_k")
     return _overlap(values, objects, defined)
@@ -191,6 +200,9 @@ def summary(values: Tensor) -> dict[str, float | int | None]:
         mean and standard_error (sd / sqrt(n), with n - 1 in the sd) of the n defined values, None
         where there are too few; undefined, the number of the others.
     """
+    checks.a("values", values, Tensor)
+    if values.dim() != 1:
+        raise ValueError(f"values must be a tensor (N,), got {checks.shown(values)}")
     defined = values[values.isfinite()].double()
     n = len(defined)
     error = (defined.std() / math.sqrt(n)).item() if n > 1 else None
@@ -201,16 +213,18 @@ def summary(values: Tensor) -> dict[str, float | int | None]:
     }
 
 
-def _checked(maps: Tensor, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(maps: Tensor, objects: Tensor, *, name: str = "maps") -> tuple[Tensor, Tensor, Tensor]:
     """Values and objects as float64 (N, H W) on the CPU, and where a score is defined, bool (N,).
 
     Values that are not finite become 0: such an image is not defined, and its numbers are not used.
     """
+    checks.a(name, maps, Tensor)
+    checks.a("objects", objects, Tensor)
     if objects.dtype != torch.bool:
         raise ValueError(f"objects are bool, True on the object, got {objects.dtype}")
-    if maps.dim() != 3 or maps.shape != objects.shape:
+    if maps.dim() != 3 or maps.shape != objects.shape or maps.is_complex():
         raise ValueError(
-            "maps and objects are both (N, H, W): stretch maps by to_pixels, got "
+            f"{name} and objects are both (N, H, W): stretch maps by to_pixels, got "
             f"{tuple(maps.shape)} and {tuple(objects.shape)}"
         )
     values = maps.detach().cpu().flatten(1).double()  # (N, H W)

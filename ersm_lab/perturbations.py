@@ -23,6 +23,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from ersm_lab import checks
 from ersm_lab.data import DataNotFound
 
 NOISE = ("gaussian_noise", "shot_noise", "impulse_noise")
@@ -97,6 +99,7 @@ PARAMETERS = {
     "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),  # factor of HSV's S, added
 }
 
+MOST_SIDE = 1_000  # pixels along a side of an image
 _SIDE = 32  # pixels, of the images that these parameters are for
 _CHUNK = 500  # images worked on at once; the result does not depend on it
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of red, green, blue (ITU-R BT.601)
@@ -142,8 +145,10 @@ def occlude(
     """
     _check(images, seed, first)
     count, height, width = images.shape[:3]
-    if not 1 <= size <= min(height, width):
-        raise ValueError(f"an occluder has 1 to {min(height, width)} pixels a side, got {size}")
+    if not _whole(size) or not 1 <= size <= min(height, width):
+        raise ValueError(
+            f"size: an occluder has 1 to {min(height, width)} pixels a side, got {size!r}"
+        )
     top, left = _places(position, count, height, width, size, seed, first)  # (N,), (N,)
     rows, columns = (
         (pixel >= start[:, None]) & (pixel < start[:, None] + size)  # (N, H), (N, W)
@@ -156,6 +161,9 @@ def occlude(
 
 def sliding_places(height: int, width: int, size: int) -> list[tuple[int, int]]:
     """(top, left) of the fewest squares of `size` pixels a side that cover the image, evenly spread."""
+    checks.whole("height", height, most=MOST_SIDE)
+    checks.whole("width", width, most=MOST_SIDE)
+    checks.whole("size", size, most=min(height, width))
     tops, lefts = (
         np.linspace(0, side - size, -(-side // size)).round().astype(int).tolist()
         for side in (height, width)
@@ -174,6 +182,10 @@ def _places(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Top row and left column of each image's square, (N,) and (N,)."""
     room = np.array([height - size, width - size])
+    if not isinstance(position, str):
+        checks.several("position", position, least=2, most=2)
+        for pixel in position:
+            checks.whole("position", pixel, least=0)
     if position == "centre":
         place = np.broadcast_to(room // 2, (count, 2))
     elif position == "random":
@@ -183,15 +195,15 @@ def _places(
     elif position == "sliding":
         places = np.array(sliding_places(height, width, size))  # (P, 2)
         place = places[(np.arange(first, first + count) + seed) % len(places)]
-    elif isinstance(position, str) or len(position) != 2:
+    elif isinstance(position, str):
         raise ValueError(
             f"no position {position!r}: choose one of {', '.join(POSITIONS)}, or give (top, left)"
         )
     else:
         if not all(0 <= p <= r for p, r in zip(position, room, strict=True)):
             raise ValueError(
-                f"a square of {size} pixels at {position} reaches over the border: top is at most "
-                f"{room[0]}, left at most {room[1]}"
+                f"position: a square of {size} pixels at {position} reaches over the border: top is at "
+                f"most {room[0]}, left at most {room[1]}"
             )
         place = np.broadcast_to(np.array(position), (count, 2))
     return place[:, 0], place[:, 1]
@@ -218,8 +230,11 @@ def _filling(
         return images[torch.from_numpy((np.arange(count) + further) % count)]  # (N, H, W, 3)
     if isinstance(fill, str):
         raise ValueError(f"no fill {fill!r}: choose one of {', '.join(FILLS)}, or give a colour")
-    if len(fill) != 3 or not all(0 <= channel <= 255 for channel in fill):
-        raise ValueError(f"a colour is red, green, blue from 0 to 255, got {fill}")
+    checks.several("fill", fill, least=3, most=3)
+    for channel in fill:
+        checks.number("fill", channel)
+    if not all(0 <= channel <= 255 for channel in fill):
+        raise ValueError(f"fill: a colour is red, green, blue from 0 to 255, got {fill}")
     return torch.tensor([round(channel) for channel in fill]).to(images)  # (3,)
 
 
@@ -241,8 +256,10 @@ def low_resolution(images: Tensor, size: int) -> Tensor:
     """
     _check(images)
     whole = list(images.shape[1:3])
-    if not 1 <= size <= min(whole):
-        raise ValueError(f"a lower resolution has 1 to {min(whole)} pixels a side, got {size}")
+    if not _whole(size) or not 1 <= size <= min(whole):
+        raise ValueError(
+            f"size: a lower resolution has 1 to {min(whole)} pixels a side, got {size!r}"
+        )
     x = images.cpu().permute(0, 3, 1, 2)  # (N, 3, H, W)
     small = transforms.resize(x, [size, size], antialias=True)  # (N, 3, size, size)
     back = transforms.resize(small, whole, antialias=True)  # (N, 3, H, W)
@@ -284,13 +301,14 @@ def corrupt(images: Tensor, kind: str, severity: int, *, seed: int, first: int =
             f"the severities are made for {_SIDE} x {_SIDE} images, got {tuple(images.shape)}: "
             "resize them first"
         )
+    checks.text("kind", kind)
     if kind in LEFT_OUT:
         raise ValueError(
             f"{kind} is left out: it needs the authors' photographs. `published_corruptions` reads it "
             "from the published CIFAR-10-C"
         )
     if kind not in KINDS:
-        raise ValueError(f"no corruption {kind!r}: choose one of {', '.join(KINDS)}")
+        raise ValueError(f"kind: no corruption {kind!r}: choose one of {', '.join(KINDS)}")
     parameters = PARAMETERS[kind][_index(severity)]
     clean = images.cpu().numpy()
     corrupted = np.empty_like(clean)
@@ -733,8 +751,11 @@ def published_corruptions(folder: str | Path, kind: str, severity: int) -> tuple
 
     Source: https://zenodo.org/records/2535967 (CIFAR-10-C.tar).
     """
+    checks.text("kind", kind)
+    if not isinstance(folder, (str, Path)):
+        raise TypeError(f"folder must be a path, got {folder!r}")
     if kind not in PUBLISHED:
-        raise ValueError(f"no corruption {kind!r}: choose one of {', '.join(PUBLISHED)}")
+        raise ValueError(f"kind: no corruption {kind!r}: choose one of {', '.join(PUBLISHED)}")
     start = 10_000 * _index(severity)
     read = []
     for name, shape in ((kind, (50_000, _SIDE, _SIDE, 3)), ("labels", (50_000,))):
@@ -760,16 +781,21 @@ def published_corruptions(folder: str | Path, kind: str, severity: int) -> tuple
 
 
 def _index(severity: int) -> int:
-    if severity not in SEVERITIES:
+    if not _whole(severity) or severity not in SEVERITIES:
         raise ValueError(f"a severity is a whole number from 1 to 5, got {severity!r}")
     return SEVERITIES.index(severity)
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _check(images: Tensor, seed: int = 0, first: int = 0) -> None:
+    checks.a("images", images, Tensor)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise ValueError(
             "images are uint8 (N, H, W, 3), one or more, as an ImageSet holds them, got "
             f"{images.dtype} {tuple(images.shape)}"
         )
-    if seed < 0 or first < 0:
-        raise ValueError(f"seed and first are not negative, got {seed} and {first}")
+    checks.seed("seed", seed)
+    checks.whole("first", first, least=0, most=checks.MOST_SEED)

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ersm_core import EnergyMask, attach_energy_mask
+from ersm_lab import checks
+from ersm_lab.backbones import MOST_CLASSES
 from ersm_lab.data import Augment, ImageSet
 from ersm_lab.evaluation import evaluating
 from ersm_lab.training import TrainSettings
+
+MOST_SIDE = 2_048  # pixels along a side of an image
 
 # As in the authors' released code, as far as it is known: its weight decay is not, 1e-2 is torch's
 # default for AdamW. `train` takes the mask's rate as a factor on the learning rate.
@@ -48,7 +52,12 @@ def in_network(model: nn.Module, layer: str, **mask_settings) -> nn.Module:
         model: any CNN, such as `CifarNet(...)` after `whiten`, or `resnet18()`.
         layer: the stage the mask follows, such as "group1" or "layer2".
         mask_settings: of `ersm_core.EnergyMask`.
+
+    Raises:
+        ValueError: as `ersm_core.attach_energy_mask`.
     """
+    checks.network("model", model)
+    checks.text("layer", layer)
     return attach_energy_mask(model, layer, **{"preset": "stable", **mask_settings})
 
 
@@ -60,6 +69,10 @@ class PublishedProtocol(nn.Module):
     """
 
     def __init__(self, features: nn.Module, mask: nn.Module, channels: int, classes: int) -> None:
+        checks.network("features", features)
+        checks.network("mask", mask)
+        checks.whole("channels", channels)
+        checks.whole("classes", classes, most=MOST_CLASSES)
         super().__init__()
         self.features = features.eval().requires_grad_(False)
         self.reader = nn.Sequential()
@@ -109,6 +122,13 @@ def published(
     Raises:
         ValueError: the layer is unknown or does not return one feature map.
     """
+    checks.network("backbone", backbone)
+    checks.text("layer", layer)
+    checks.whole("classes", classes, most=MOST_CLASSES)
+    checks.whole("image_size", image_size, most=MOST_SIDE)
+    checks.flag("masked", masked)
+    checks.flag("learned_positions", learned_positions)
+    checks.seed("seed", seed)
     features, shape = _feature_map(backbone, layer, image_size)
     channels, height, width = shape
     torch.manual_seed(seed)
@@ -148,8 +168,13 @@ def unpooled(backbone: nn.Module, layer: str = "group3") -> nn.Module:
         layer: an `nn.Sequential` of it that holds an `nn.MaxPool2d`.
 
     Raises:
-        ValueError: there is no pooling in that stage.
+        ValueError: there is no such stage, or no pooling in it.
     """
+    checks.network("backbone", backbone)
+    checks.text("layer", layer)
+    if layer not in dict(backbone.named_modules()):
+        stages = ", ".join(name for name, _ in backbone.named_children())
+        raise ValueError(f"no layer {layer!r} in this backbone; its stages: {stages}")
     changed = copy.deepcopy(backbone)
     stage = changed.get_submodule(layer)
     pools = [name for name, module in stage.named_children() if isinstance(module, nn.MaxPool2d)]
@@ -185,6 +210,17 @@ class FeatureSet:
     labels: Tensor
     classes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        checks.a("maps", self.maps, Tensor)
+        checks.a("labels", self.labels, Tensor)
+        checks.several("classes", self.classes)
+        maps, labels = tuple(self.maps.shape), tuple(self.labels.shape)
+        if len(maps) != 4 or labels != maps[:1] or not self.maps.is_floating_point():
+            raise ValueError(
+                "maps must be floats (N, C, h, w) and labels (N,), one for each, got "
+                f"{checks.shown(self.maps)} and {checks.shown(self.labels)}"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -196,6 +232,7 @@ class FeatureSet:
 
     def inputs(self, size: int = 1_000) -> Iterator[tuple[Tensor, Tensor]]:
         """All maps in order: (B, C, h, w) float32 and labels (B,)."""
+        checks.whole("size", size)
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield self.maps[part].float(), self.labels[part]
@@ -221,6 +258,15 @@ class FeatureBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        checks.a("data", data, FeatureSet)
+        checks.whole("batch_size", batch_size)
+        checks.seed("seed", seed)
+        checks.whole("world_size", world_size)
+        checks.whole("rank", rank, least=0, most=world_size - 1)
+        if len(data) < batch_size:
+            raise ValueError(
+                f"batch_size: {len(data)} maps are fewer than one batch of {batch_size}"
+            )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
@@ -238,6 +284,8 @@ class FeatureBatches:
 
 def cache_features(model: PublishedProtocol, data: ImageSet) -> FeatureSet:
     """Every image's frozen feature map, for training and evaluating `model.reader` alone."""
+    checks.a("model", model, PublishedProtocol)
+    checks.labelled("data", data)
     with evaluating(model):
         maps = torch.cat([to_cache(model.maps(x)) for x, _ in data.inputs()])  # (N, C, h, w)
     return FeatureSet(maps=maps, labels=data.labels, classes=data.classes)
@@ -245,4 +293,5 @@ def cache_features(model: PublishedProtocol, data: ImageSet) -> FeatureSet:
 
 def to_cache(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w) as a `FeatureSet` holds them: float16, a token's channels side by side."""
+    checks.tensor("maps", maps, "(B, C, h, w)", "floats", finite=False)
     return maps.half().contiguous(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ plain `CifarNet` that has the zeros in its weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ersm_lab import runs
+from ersm_lab import checks, runs
 from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.data import SHAPES_SIZE
 from ersm_lab.runs import Experiment, Parts
@@ -51,11 +52,19 @@ class PruningConfig:
     test_images: int | None = None
 
     def __post_init__(self) -> None:
+        checks.a("backbone", self.backbone, CifarNetSettings)
+        checks.a("train", self.train, TrainSettings)
+        for name in ("train_images", "test_images"):
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name))
+        checks.number("sparsity", self.sparsity)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is a share of the weights below 1, got {self.sparsity}")
-        if not (self.start >= 0 and self.ramp >= 0 and self.start + self.ramp < 1):
+        for name in ("start", "ramp"):
+            checks.number(name, getattr(self, name), least=0)
+        if not self.start + self.ramp < 1:
             raise ValueError(
-                "start and ramp are shares of the steps that leave some to train on: choose them >= 0 "
+                "start and ramp are shares of the steps that leave some to train on: choose them "
                 f"with start + ramp < 1, got {self.start} and {self.ramp}"
             )
         if self.train.ema_decay:
@@ -70,6 +79,12 @@ class PruningConfig:
 
 def sparsity_at(progress: float, config: PruningConfig) -> float:
     """Share of the weights that are zero at a progress of 0 to 1 (eq. 1)."""
+    checks.number("progress", progress, least=0)
+    checks.a("config", config, PruningConfig)
+    return _sparsity_at(progress, config)
+
+
+def _sparsity_at(progress: float, config: PruningConfig) -> float:
     if progress < config.start:
         return 0.0
     if progress >= config.start + config.ramp:
@@ -80,6 +95,7 @@ def sparsity_at(progress: float, config: PruningConfig) -> float:
 
 def prunable(model: CifarNet) -> dict[str, nn.Module]:
     """{name: layer} of all whose weights are pruned."""
+    checks.network("model", model)
     return {
         name: layer
         for name, layer in model.named_modules()
@@ -97,23 +113,34 @@ class GradualPruning:
     """
 
     def __init__(self, config: PruningConfig) -> None:
+        checks.a("config", config, PruningConfig)
         self.config = config
 
     def __call__(self, model: nn.Module, args: tuple) -> None:
         if model.training:
             progress = int(model.pruning_step) / self.config.steps
-            prune_to(model, sparsity_at(progress, self.config))
+            _prune_to(model, _sparsity_at(progress, self.config))
             model.pruning_step += 1
 
 
-@torch.no_grad()
 def prune_to(model: CifarNet, sparsity: float) -> None:
     """Add the smallest weights to the zeros until this share is zero, in place; zeros stay zero.
 
     Args:
         model: of `attach`.
         sparsity: share of the weights of all `prunable` layers together, to the nearest weight.
+
+    Raises:
+        ValueError: a network without masks, or a share outside of 0 to 1.
     """
+    checks.number("sparsity", sparsity, least=0, most=1)
+    if not all(hasattr(layer, "weight_mask") for layer in prunable(model).values()):
+        raise ValueError("the layers of model have no masks to prune with: `attach` them first")
+    _prune_to(model, sparsity)
+
+
+@torch.no_grad()
+def _prune_to(model: CifarNet, sparsity: float) -> None:
     layers = prunable(model).values()
     masks = [layer.weight_mask for layer in layers]
     kept = torch.cat([mask.flatten() for mask in masks])  # (N,)
@@ -129,6 +156,7 @@ def prune_to(model: CifarNet, sparsity: float) -> None:
 
 def attach(model: CifarNet, config: PruningConfig) -> CifarNet:
     """Give a network masks of ones and let its training prune it, in place; returns the model."""
+    checks.a("config", config, PruningConfig)
     for layer in prunable(model).values():
         prune.identity(layer, "weight")  # weight = weight_orig * weight_mask, in every pass
     model.register_buffer("pruning_step", torch.zeros((), dtype=torch.int64))
@@ -138,6 +166,7 @@ def attach(model: CifarNet, config: PruningConfig) -> CifarNet:
 
 def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a pruned network as that of a plain one with zeros in its weights."""
+    checks.a("state", state, Mapping)
     plain = {}
     for name, value in state.items():
         if name.endswith("_orig"):

@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from ersm_core import EnergyMask
+from ersm_lab import checks
 from ersm_lab.data import ImageSet
-from ersm_lab.deletion import centre_prior, random_ranking, token_norms
+from ersm_lab.deletion import MOST_SIDE, centre_prior, random_ranking, token_norms
 from ersm_lab.evaluation import energy_masks, evaluating
 
 ENERGIES = ("energy", "unary", "logit")
@@ -76,11 +77,17 @@ def rank_tokens(
         ValueError: an unknown layer, name or target; a ranking that needs a mask where there is none.
     """
     masked = _is_masked(token_stage(model, layer))
-    if names is None:
+    checks.labelled("data", data)
+    checks.whole("patch_size", patch_size)
+    checks.seed("seed", seed)
+    _check_target(target)
+    if names is not None:
+        checks.several("names", names)
+    else:
         names = [name for name in RANKINGS if masked or name not in _NEED_A_MASK]
     for name in names:
         if name not in RANKINGS:
-            raise ValueError(f"no ranking {name!r}: choose of {', '.join(RANKINGS)}")
+            raise ValueError(f"names: no ranking {name!r}: choose of {', '.join(RANKINGS)}")
     maps = dict(magnitudes(model, data, layer, patch_size=patch_size))
     if any(name in ENERGIES for name in names):
         maps |= energies(model, data, layer)
@@ -118,6 +125,7 @@ def energies(model: nn.Module, data: ImageSet, layer: str) -> dict[str, Tensor]:
         ValueError: an unknown layer, or no enabled mask at it.
     """
     mask = token_stage(model, layer)
+    checks.labelled("data", data)
     if not _is_masked(mask):
         raise ValueError(
             f"no enabled energy mask at {layer!r}: attach or enable one, or rank by `magnitudes`"
@@ -147,11 +155,13 @@ def magnitudes(
         ValueError: an unknown layer, or one that does not return one feature map.
     """
     stage = token_stage(model, layer)
+    checks.labelled("data", data)
+    checks.whole("patch_size", patch_size)
     masked, side = _is_masked(stage), _patch_size(stage, patch_size)
     parts: dict[str, list[Tensor]] = {name: [] for name in MAGNITUDES[: 1 + masked]}
 
     def look(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-        _check_map(output, layer)
+        _check_patch(_check_map(output, layer), side)
         parts["magnitude"].append(token_norms(args[0] if masked else output, side))  # (B, h, w)
         if masked:
             parts["magnitude_masked"].append(token_norms(output, side))  # (B, h, w)
@@ -194,11 +204,16 @@ def grad_cam(
     Source: Selvaraju et al. (2017), arXiv:1610.02391, equations 1 and 2.
     """
     stage = token_stage(model, layer)
+    checks.labelled("data", data)
+    checks.whole("patch_size", patch_size)
+    checks.whole("batch_size", batch_size)
+    _check_target(target)
     side = _patch_size(stage, patch_size)
     method, maps = LayerGradCam(model, stage), []
     with evaluating(model):
         for x, labels in data.inputs(batch_size):
             found = method.attribute(x, target=_classes(model(x), labels, target))  # (B, 1, H, W)
+            _check_patch(_check_map(found, layer), side)
             maps.append(F.avg_pool2d(found, side)[:, 0].detach())  # (B, h, w)
     return torch.cat(maps)
 
@@ -231,6 +246,12 @@ def integrated_gradients(
 
     Source: Sundararajan, Taly & Yan (2017), arXiv:1703.01365, equations 1 and 3.
     """
+    checks.network("model", model)
+    checks.labelled("data", data)
+    _check_grid(grid, data.images)
+    _check_target(target)
+    checks.whole("steps", steps, most=checks.MOST)
+    checks.whole("batch_size", batch_size)
     method, maps = IntegratedGradients(model), []
     with evaluating(model):
         for x, labels in data.inputs(batch_size):
@@ -272,9 +293,15 @@ def token_integrated_gradients(
         ValueError: an unknown layer or target.
     """
     side, maps = _patch_size(token_stage(model, layer), patch_size), []
+    checks.labelled("data", data)
+    checks.whole("patch_size", patch_size)
+    _check_target(target)
+    checks.whole("steps", steps, most=checks.MOST)
+    checks.whole("batch_size", batch_size)
     with evaluating(model):
         for x, labels in data.inputs(batch_size):
             tokens = layer_tokens(model, layer, x).requires_grad_()  # (B, C, H, W)
+            _check_patch(tokens, side)
             with rest_of_network(model, layer, x) as rest:
                 index = _classes(rest(tokens), labels, target)
                 method = IntegratedGradients(rest)
@@ -298,6 +325,8 @@ def edge_strength(data: ImageSet, grid: tuple[int, int]) -> Tensor:
     Returns:
         (N, h, w), in grey levels of 0 to 1, eight times the slope a pixel.
     """
+    checks.labelled("data", data)
+    _check_grid(grid, data.images)
     images = data.images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
     grey = transforms.rgb_to_grayscale(images)  # (N, 1, H, W)
     across = grey.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])  # (3, 3)
@@ -312,7 +341,11 @@ def on_grid(pixels: Tensor, grid: Sequence[int]) -> Tensor:
     Raises:
         ValueError: the grid does not divide the image.
     """
+    checks.tensor("pixels", pixels, "(N, H, W)", "floats", finite=False)
     height, width = pixels.shape[1:]
+    checks.several("grid", grid, least=2, most=2)
+    for side in grid:
+        checks.whole("grid", side, most=MOST_SIDE)
     if height % grid[0] or width % grid[1]:
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} does not divide an image of {height} x {width}: "
@@ -330,6 +363,7 @@ def token_stage(model: nn.Module, layer: str) -> nn.Module:
     Raises:
         ValueError: no such layer.
     """
+    checks.text("layer", layer)
     masks, layers = energy_masks(model), dict(model.named_modules())
     if layer in masks:
         return masks[layer]
@@ -348,12 +382,14 @@ def layer_tokens(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     Raises:
         ValueError: no such layer, one that is not run, or does not return one feature map.
     """
+    stage = token_stage(model, layer)
+    checks.tensor("x", x, "(B, 3, H, W)", "floats", finite=False)
     seen: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen.append(_check_map(output, layer).detach().clone())  # the next layer may write into it
 
-    handle = token_stage(model, layer).register_forward_hook(look)
+    handle = stage.register_forward_hook(look)
     try:
         model(x)
     finally:
@@ -375,6 +411,7 @@ def rest_of_network(
     """
     given: list[Tensor] = []
     stage = token_stage(model, layer)
+    checks.tensor("x", x, "(B, 3, H, W)", "floats", finite=False)
     handle = stage.register_forward_hook(lambda module, args, output: given[-1])
 
     def rest(tokens: Tensor) -> Tensor:
@@ -404,9 +441,27 @@ def _check_map(output: object, layer: str) -> Tensor:
 
 def _classes(logits: Tensor, labels: Tensor, target: str) -> Tensor:
     """The class of each image that is looked at, (B, classes) and (B,) -> (B,)."""
+    return labels if target == "label" else checks.answers(logits).argmax(1)
+
+
+def _check_target(target: str) -> None:
     if target not in ("predicted", "label"):
         raise ValueError(f'target must be "predicted" or "label", got {target!r}')
-    return labels if target == "label" else logits.argmax(1)
+
+
+def _check_patch(tokens: Tensor, side: int) -> None:
+    if side > min(tokens.shape[2:]):
+        raise ValueError(
+            f"patch_size {side} is larger than the layer's map of {tuple(tokens.shape[2:])}: choose "
+            "one that divides its sides"
+        )
+
+
+def _check_grid(grid: Sequence[int], images: Tensor) -> None:
+    checks.images("data.images", images)
+    checks.several("grid", grid, least=2, most=2)
+    for side in grid:
+        checks.whole("grid", side, most=min(images.shape[1:3]))
 
 
 def _gradient_reaches(model: nn.Module, x: Tensor) -> bool:

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ersm_lab import checks
+
 CLASSES = (
     "disc", "square", "triangle", "star", "cross",
     "ring", "crescent", "heart", "arrow", "hourglass",
@@ -42,6 +44,7 @@ _MARKED = {
 }
 BACKGROUNDS = tuple(_MARKED)
 
+MOST_SIDE = 512  # pixels along a side of an image
 _AREA = (0.08, 0.33)  # share of the image the object covers, smallest and largest
 _BLOCK = 250  # images drawn together; part of the definition of the data: other value, other images
 _TABLE = 96  # side of a signed-distance table, which spans [-1, 1]; shapes have area 1
@@ -96,10 +99,12 @@ def textured_shapes(
     Raises:
         ValueError: `count`, `spurious` or `size` is out of range.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}: ask for at least one image")
-    if spurious is not None and not 0 <= spurious <= 1:
-        raise ValueError(f"spurious is {spurious}: give a share in [0, 1], or None for no marks")
+    checks.seed("seed", seed)
+    checks.flag("progress", progress)
+    checks.whole("count", count, most=checks.MOST)
+    if spurious is not None:
+        checks.number("spurious", spurious, least=0, most=1)
+    checks.whole("size", size, most=MOST_SIDE)
     if size < 16:
         raise ValueError(f"size is {size}: shapes cannot be told apart below 16 pixels")
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ import scipy.fft
 import torch
 from torch import Tensor, nn
 
-from ersm_lab import baselines, evaluation, inverse_scale, perturbations, runs, statistics
+from ersm_lab import baselines, checks, evaluation, inverse_scale, perturbations, runs, statistics
 from ersm_lab.data import ImageSet
 from ersm_lab.inverse_scale import PathSettings
 from ersm_lab.statistics import Difference
@@ -58,8 +58,24 @@ class SmoothingSuite:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images must be at least 1, got {self.images}")
+        checks.whole("images", self.images)
+        checks.several("levels", self.levels, least=0)
+        for level in self.levels:
+            checks.number("levels", level)
+        if self.path is not None:
+            checks.a("path", self.path, PathSettings)
+        checks.several("sides", self.sides, least=0)
+        for side in self.sides:
+            checks.whole("sides", side, most=perturbations.MOST_SIDE)
+        checks.several("corruptions", self.corruptions, least=0)
+        for kind in self.corruptions:
+            checks.choice("corruptions", kind, perturbations.KINDS)
+        _check_severities("severities", self.severities)
+        if self.first is not None:
+            checks.several("first", self.first, least=2, most=2)
+            checks.number("first", self.first[0], above=0, below=1)
+            _check_severities("first", self.first[1])
+        checks.seed("seed", self.seed)
         named = [round(100 * level) for level in self.levels]
         if len(set(named)) < len(named) or not all(0 < level < 1 for level in self.levels):
             raise ValueError(
@@ -70,6 +86,12 @@ class SmoothingSuite:
             raise ValueError(
                 f"severities that are smoothed first, {self.first[1]}, must be among {self.severities}"
             )
+
+
+def _check_severities(name: str, severities: Sequence[int]) -> None:
+    checks.several(name, severities, least=0)
+    for severity in severities:
+        checks.whole(name, severity, most=perturbations.SEVERITIES[-1])
 
 
 SUITES = {
@@ -95,6 +117,9 @@ def measure(
         of the mean squared error against the plain images, in grey levels of 0 to 255.
         Answers: bools (N,) by condition, in the same order.
     """
+    checks.network("model", model)
+    checks.labelled("test", test)
+    checks.a("settings", settings, SmoothingSuite)
     test = test[: settings.images]
     metrics: dict = {"images": len(test), "accuracy": {}, "energy": {}, "error": {}}
     answers = {}
@@ -121,6 +146,8 @@ def conditions(images: Tensor, *, settings: SmoothingSuite) -> Iterator[tuple[st
         "resolution-16"; "gaussian_noise-3" for a severity of 3, and "gaussian_noise-3+sparsified" and
         "gaussian_noise-3+low-pass" for the same images smoothed first. Images are uint8 (N, 32, 32, 3).
     """
+    checks.a("settings", settings, SmoothingSuite)
+    checks.images("images", images)
     yield "plain", images
     for level in settings.levels:
         for kind, smooth in smoothed(images, level, path=settings.path).items():
@@ -158,7 +185,14 @@ def smoothed(
 
     Returns:
         uint8 (N, H, W, 3) each.
+
+    Raises:
+        ValueError: other images, or a level outside of 0 to 1.
     """
+    checks.images("images", images)
+    checks.number("level", level, least=0, most=1)
+    if path is not None:
+        checks.a("path", path, PathSettings)
     flat = baselines.at_level(images, level, path=path, progress=False)
     low = baselines.at_level(images, level, path=path, low_pass=True, progress=False)
     blurred = blur_of_equal_error(_floats(images), _floats(flat))  # (N, 3, H, W)
@@ -184,7 +218,22 @@ def blur(x: Tensor, sigma: float | Tensor) -> Tensor:
 
     Returns:
         (B, C, H, W), in x's type; computed in float64.
+
+    Raises:
+        ValueError: NaN, or a sigma that is negative or of other images.
     """
+    checks.tensor("x", x, "(B, C, H, W)", "floats")
+    if isinstance(sigma, Tensor):
+        shape = f"({len(x)},)" if sigma.dim() else "()"
+        checks.tensor("sigma", sigma, shape, "numbers")
+        if sigma.min() < 0:
+            raise ValueError(f"sigma must be at least 0, got {sigma.min().item():g}")
+    else:
+        checks.number("sigma", sigma, least=0, most=1e6)
+    return _blur(x, sigma)
+
+
+def _blur(x: Tensor, sigma: float | Tensor) -> Tensor:
     sigma = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
     gain = _gain(sigma, *x.shape[-2:])[:, None]  # (B, 1, H, W)
     kept = scipy.fft.idctn(gain * _spectrum(x), axes=(2, 3), norm="ortho")
@@ -201,7 +250,13 @@ def blur_of_equal_error(x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         (B, C, H, W), in x's type.
+
+    Raises:
+        ValueError: NaN, or shapes that differ.
     """
+    checks.tensor("x", x, "(B, C, H, W)", "floats")
+    checks.tensor("y", y, "(B, C, H, W)", "floats")
+    checks.kin("x and y", x.shape, y.shape)
     wanted = (x.double() - y.double()).square().sum((1, 2, 3)).cpu().numpy()  # (B,)
     power = np.square(_spectrum(x)).sum(1)  # (B, H, W)
     low, high = np.full(len(x), -4.0), np.full(len(x), 4.0)  # log10 of sigma
@@ -210,7 +265,7 @@ def blur_of_equal_error(x: Tensor, y: Tensor) -> Tensor:
         lost = (power * np.square(1 - _gain(10**middle, *x.shape[-2:]))).sum((1, 2))  # (B,)
         low, high = np.where(lost < wanted, middle, low), np.where(lost < wanted, high, middle)
     sigma = np.where(wanted > 0, 10 ** ((low + high) / 2), 0)
-    return blur(x, torch.from_numpy(sigma))
+    return _blur(x, torch.from_numpy(sigma))
 
 
 def _spectrum(x: Tensor) -> np.ndarray:
@@ -230,6 +285,9 @@ def _gain(sigma: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def pack(answers: Mapping[str, Tensor]) -> str:
     """The answers of `measure` as the text of a record's `answers`: one condition after the other."""
+    checks.a("answers", answers, Mapping)
+    for right in answers.values():
+        checks.tensor("answers", right, "(N,)", "bools")
     return runs.pack(torch.cat(list(answers.values())))
 
 
@@ -239,6 +297,7 @@ def unpack(record: Mapping) -> dict[str, Tensor]:
     Raises:
         ValueError: it holds no answers.
     """
+    checks.a("record", record, Mapping)
     if record["answers"] is None:
         raise ValueError(f"{record['name']} holds no answers: run it again")
     names: Sequence[str] = list(record["metrics"]["accuracy"])
@@ -272,6 +331,11 @@ def difference(
     Raises:
         ValueError: no seed in common, no or other conditions, or records without answers.
     """
+    checks.several("names", names)
+    if base_names is not None:
+        checks.several("base_names", base_names)
+    for name, group in {"method": method, "base": base}.items():
+        checks.several(name, group)
     right = {
         "method": {record["seed"]: _mean_answers(record, names) for record in method},
         "base": {record["seed"]: _mean_answers(record, base_names or names) for record in base},

@@ -41,16 +41,17 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ersm_lab.backbones import resnet18
+from ersm_lab import checks
+from ersm_lab.backbones import MOST_CLASSES, resnet18
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import accuracy, evaluating
 
 Pair = tuple[int, int]
 
 
-def _check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+MOST_CHANNELS = 4_096  # of a dictionary, atoms too
+MOST_SIDE = 4_096  # pixels along a side of an input
+MOST_KERNEL = 256  # pixels along a side of an atom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +81,13 @@ class CSCSettings:
 
     def __post_init__(self) -> None:
         for name in ("lambda_l1", "mu"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and >= 0 (0 switches it off), got {value}")
+            checks.number(name, getattr(self, name), least=0)
         for name in ("steps", "max_iterations"):
-            _check_whole(name, getattr(self, name), 1)
-        if not 0 < self.step_factor <= 1:
-            raise ValueError(f"step_factor must be above 0 and at most 1, got {self.step_factor}")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must be between 0 and 1, got {self.tolerance}")
+            checks.whole(name, getattr(self, name), most=checks.MOST)
+        for name in ("nonnegative", "accelerate"):
+            checks.flag(name, getattr(self, name))
+        checks.number("step_factor", self.step_factor, above=0, most=1)
+        checks.number("tolerance", self.tolerance, above=0, below=1)
 
 
 PUBLISHED = CSCSettings()
@@ -100,7 +99,12 @@ PUBLISHED = CSCSettings()
 def analyse(
     x: Tensor, dictionary: Tensor, *, stride: Pair = (1, 1), padding: Pair = (0, 0)
 ) -> Tensor:
-    """A^T x: how much every atom agrees with every place, (B, C, H, W) -> (B, K, h, w)."""
+    """A^T x: how much every atom agrees with every place, (B, C, H, W) -> (B, K, h, w).
+
+    Raises:
+        ValueError: a dictionary of other channels, or a kernel, stride or padding that does not fit.
+    """
+    _check_problem(x, dictionary, stride, padding)
     return F.conv2d(x, dictionary, stride=stride, padding=padding)
 
 
@@ -121,8 +125,22 @@ def synthesise(
         stride, padding: of the convolution A^T.
 
     Raises:
-        ValueError: an input of this size has a code of another size.
+        ValueError: an input of this size has a code of another size, or what `analyse` refuses.
     """
+    checks.tensor("code", code, "(B, K, h, w)", "floats", finite=False)
+    _check_size(size)
+    _check_kernel(dictionary, size, stride, padding)
+    if code.shape[1] != len(dictionary):
+        raise ValueError(
+            f"code has {code.shape[1]} channels and the dictionary {len(dictionary)} atoms: they are "
+            "not of one problem"
+        )
+    return _synthesise(code, dictionary, size, stride, padding)
+
+
+def _synthesise(
+    code: Tensor, dictionary: Tensor, size: Pair, stride: Pair, padding: Pair
+) -> Tensor:
     rest = tuple(
         full - ((length - 1) * s - 2 * p + k)  # rows or columns that no kernel reached
         for full, length, s, p, k in zip(
@@ -166,7 +184,53 @@ def sparse_code(
 
     Returns:
         (B, K, h, w), of the dtype of a convolution of x.
+
+    Raises:
+        ValueError: NaN, a negative lambda, mu or step, no steps, a step with which the code grows to
+            infinity, or what `analyse` refuses.
     """
+    _check_problem(x, dictionary, stride, padding)
+    if not (x.isfinite().all() and dictionary.isfinite().all()):
+        raise ValueError("x or dictionary holds NaN or infinity: look for where they come from")
+    _check_weight("step", step, 0)
+    _check_weight("lambda_l1", lambda_l1, len(x))
+    checks.number("mu", mu, least=0)
+    checks.whole("steps", steps, most=checks.MOST)
+    checks.flag("nonnegative", nonnegative)
+    checks.flag("accelerate", accelerate)
+    code = _fista(
+        x,
+        dictionary,
+        step=step,
+        lambda_l1=lambda_l1,
+        mu=mu,
+        steps=steps,
+        nonnegative=nonnegative,
+        accelerate=accelerate,
+        stride=stride,
+        padding=padding,
+    )
+    if not code.isfinite().all():
+        raise ValueError(
+            f"the code grew beyond all bounds: a step of {float(step):g} is above 1 / lambda_max, which "
+            "largest_eigenvalue gives"
+        )
+    return code
+
+
+def _fista(
+    x: Tensor,
+    dictionary: Tensor,
+    *,
+    step: Tensor | float,
+    lambda_l1: Tensor | float,
+    mu: float,
+    steps: int,
+    nonnegative: bool,
+    accelerate: bool,
+    stride: Pair,
+    padding: Pair,
+) -> Tensor:
     step = torch.as_tensor(step, dtype=dictionary.dtype, device=dictionary.device)  # ()
     scale = 1 / (1 + step * mu)  # ()
     threshold = torch.as_tensor(lambda_l1, dtype=step.dtype, device=step.device) * step * scale
@@ -194,7 +258,7 @@ def sparse_code(
             before, t = t, (1 + math.sqrt(1 + 4 * t * t)) / 2
             if before > 1:  # the momentum is zero before the second code
                 y = code + (before - 1) / t * (code - previous)
-        ahead = synthesise(y, dictionary, size=x.shape[2:], stride=stride, padding=padding)
+        ahead = _synthesise(y, dictionary, x.shape[2:], stride, padding)  # (B, C, H, W)
         z = F.conv2d(x - ahead, descent, bias, stride, padding)  # (B, K, h, w)
         previous, code = code, prox(z.add_(y * scale.to(y.dtype) if mu else y))
     return code
@@ -230,8 +294,15 @@ def largest_eigenvalue(
         The eigenvalue, and the vector (1, C, H, W) of unit length.
 
     Raises:
-        ValueError: the dictionary holds NaN or infinite values.
+        ValueError: the dictionary holds NaN or infinite values, or its kernel does not fit.
     """
+    _check_size(size)
+    _check_kernel(dictionary, size, stride, padding)
+    checks.number("tolerance", tolerance, above=0, below=1)
+    checks.whole("max_iterations", max_iterations, most=checks.MOST)
+    if start is not None:
+        shape = (1, dictionary.shape[1], *size)
+        checks.tensor("start", start, f"({', '.join(map(str, shape))})", "floats")
     with torch.inference_mode(False), torch.no_grad(), _full_precision(dictionary):
         dictionary = dictionary.detach().to(_at_least_float32(dictionary.dtype))
         if start is None:
@@ -240,8 +311,7 @@ def largest_eigenvalue(
         v = start.to(dictionary.device, dictionary.dtype)  # (1, C, H, W)
         v = v / v.norm()
         for _ in range(max_iterations):
-            code = analyse(v, dictionary, stride=stride, padding=padding)  # (1, K, h, w)
-            w = synthesise(code, dictionary, size=size, stride=stride, padding=padding)
+            w = _there_and_back(v, dictionary, size, stride, padding)  # (1, C, H, W)
             rho = (v * w).sum()  # ()
             numbers = torch.stack([rho, (w - rho * v).norm(), w.norm()])
             rho, residual, length = numbers.tolist()  # one synchronisation an iteration
@@ -261,6 +331,55 @@ def largest_eigenvalue(
         stacklevel=2,
     )
     return length, v
+
+
+def _there_and_back(
+    v: Tensor, dictionary: Tensor, size: Pair, stride: Pair, padding: Pair
+) -> Tensor:
+    """A A^T v, (1, C, H, W)."""
+    code = F.conv2d(v, dictionary, stride=stride, padding=padding)  # (1, K, h, w)
+    return _synthesise(code, dictionary, size, stride, padding)
+
+
+def _check_problem(x: Tensor, dictionary: Tensor, stride: Pair, padding: Pair) -> None:
+    checks.tensor("x", x, "(B, C, H, W)", "floats", finite=False)
+    _check_kernel(dictionary, x.shape[2:], stride, padding)
+    if x.shape[1] != dictionary.shape[1]:
+        raise ValueError(
+            f"x has {x.shape[1]} channels and the atoms of the dictionary {dictionary.shape[1]}: give "
+            "a dictionary (K, C, kh, kw) of the channels of x"
+        )
+
+
+def _check_kernel(dictionary: Tensor, size: Pair, stride: Pair, padding: Pair) -> None:
+    """That a convolution of an input of this size has places, and none of them sees padding only."""
+    checks.tensor("dictionary", dictionary, "(K, C, kh, kw)", "floats", finite=False)
+    for name, pair in {"stride": stride, "padding": padding}.items():
+        checks.several(name, pair, least=2, most=2)
+    for side, k, s, p in zip(size, dictionary.shape[2:], stride, padding, strict=True):
+        checks.whole("padding", p, least=0, most=k)
+        checks.whole("stride", s, most=side + 2 * p)
+        if side + 2 * p < k:
+            raise ValueError(
+                f"a map of {tuple(size)} with padding {tuple(padding)} is smaller than the atoms of "
+                f"the dictionary {tuple(dictionary.shape)}: give a larger one, or more padding"
+            )
+
+
+def _check_size(size: Pair) -> None:
+    checks.several("size", size, least=2, most=2)
+    for side in size:
+        checks.whole("size", side, most=MOST_SIDE)
+
+
+def _check_weight(name: str, value: Tensor | float, images: int) -> None:
+    """A finite number that is not negative, or one for each of so many images."""
+    if not isinstance(value, Tensor):
+        checks.number(name, value, least=0)
+        return
+    checks.tensor(name, value, f"({images},)" if value.dim() and images else "()", "numbers")
+    if value.min() < 0:
+        raise ValueError(f"{name} must be at least 0, got {value.min().item():g}")
 
 
 # --- the layer -------------------------------------------------------------------------------------
@@ -310,8 +429,9 @@ class SparseCoding2d(nn.Module):
         settings: CSCSettings = PUBLISHED,
     ) -> None:
         super().__init__()
-        _check_whole("in_channels", in_channels, 1)
-        _check_whole("out_channels", out_channels, 1)
+        checks.whole("in_channels", in_channels, most=MOST_CHANNELS)
+        checks.whole("out_channels", out_channels, most=MOST_CHANNELS)
+        checks.a("settings", settings, CSCSettings)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = _pair("kernel_size", kernel_size, 1)
         self.stride = _pair("stride", stride, 1)
@@ -334,6 +454,8 @@ class SparseCoding2d(nn.Module):
             ValueError: the convolution has what a code has not: a bias, groups, dilation, padding
                 other than zeros, or frozen weights.
         """
+        checks.a("conv", conv, nn.Conv2d)
+        checks.a("settings", settings, CSCSettings)
         wrong = [
             (conv.bias is not None, "a bias"),
             (conv.groups != 1, f"{conv.groups} groups"),
@@ -369,7 +491,7 @@ class SparseCoding2d(nn.Module):
         """
         self._check_input(x)
         s = self.settings
-        return sparse_code(
+        return _fista(
             x,
             self.dictionary(),
             step=self.step_size(tuple(x.shape[2:])),
@@ -446,14 +568,15 @@ class SparseCoding2d(nn.Module):
         self._vector = state.detach().clone() if state.numel() else None
 
     def _check_input(self, x: Tensor) -> None:
+        checks.a("x", x, Tensor)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
-                f"expected an input (B, {self.in_channels}, H, W), got shape {tuple(x.shape)}"
+                f"x: expected an input (B, {self.in_channels}, H, W), got shape {tuple(x.shape)}"
             )
         for side, k, p in zip(x.shape[2:], self.kernel_size, self.padding, strict=True):
             if side + 2 * p < k:
                 raise ValueError(
-                    f"a map of {tuple(x.shape[2:])} with padding {self.padding} is smaller than the "
+                    f"x is a map of {tuple(x.shape[2:])}, with padding {self.padding} smaller than the "
                     f"kernel {self.kernel_size}: give a larger one, or more padding"
                 )
         if isinstance(self.lambda_l1, Tensor) and self.lambda_l1.shape not in ((), x.shape[:1]):
@@ -474,6 +597,7 @@ class SparseCoding2d(nn.Module):
 
 def unit_atoms(weight: Tensor) -> Tensor:
     """Filters (K, C, kh, kw) scaled to unit length; one that is zero stays zero."""
+    checks.tensor("weight", weight, "(K, C, kh, kw)", "floats", finite=False)
     length = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)  # (K, 1, 1, 1)
     return weight / length.clamp_min(1e-12)
 
@@ -489,6 +613,7 @@ def sdnet18(*, classes: int = 10, settings: CSCSettings = PUBLISHED) -> nn.Modul
     Shape:
         x (B, 3, H, W), normalised -> logits (B, classes).
     """
+    checks.a("settings", settings, CSCSettings)
     model = resnet18(classes=classes)
     model.conv1 = SparseCoding2d.from_conv(model.conv1, settings)
     model.relu = nn.Identity()  # that of the stem; the blocks have their own
@@ -514,6 +639,10 @@ def sdnet18_all(
     Shape:
         x (B, 3, H, W), normalised -> logits (B, classes).
     """
+    checks.whole("classes", classes, most=MOST_CLASSES)
+    checks.a("settings", settings, CSCSettings)
+    checks.flag("shortcuts", shortcuts)
+    checks.flag("sparse_projections", sparse_projections)
     model = torchvision.models.ResNet(_CodeBlock, [2, 2, 2, 2], num_classes=classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -567,11 +696,15 @@ def attach_sparse_coding(
     Raises:
         ValueError: no such convolution, or one that no code can replace (`SparseCoding2d.from_conv`).
     """
+    checks.network("model", model)
+    checks.text("layer", layer)
+    checks.flag("keep_relu", keep_relu)
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if layer not in convs:
         near = difflib.get_close_matches(layer, convs, n=5, cutoff=0.3) or list(convs)[:5]
         raise ValueError(
-            f"no convolution {layer!r} in {type(model).__name__}; nearest names: {', '.join(near)}"
+            f"layer: no convolution {layer!r} in {type(model).__name__}; nearest names: "
+            f"{', '.join(near)}"
         )
     _replace(model, layer, SparseCoding2d.from_conv(convs[layer], settings))
     parent, _, own = layer.rpartition(".")
@@ -597,6 +730,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseCoding2d]:
     """{name: its sparse coding layer}, in the order of the network; empty where there is none."""
+    checks.network("model", model)
     return {n: m for n, m in model.named_modules() if isinstance(m, SparseCoding2d)}
 
 
@@ -611,10 +745,12 @@ def set_lambda(model: nn.Module, value: float | Tensor, *, layer: str | None = N
     Raises:
         ValueError: a negative or infinite lambda, no such layer.
     """
+    if not isinstance(value, Tensor):
+        checks.number("value of lambda", value, least=0)
     numbers = torch.as_tensor(value, dtype=torch.float64)
     if numbers.dim() > 1 or not (torch.isfinite(numbers) & (numbers >= 0)).all():
         raise ValueError(
-            f"lambda must be one finite number >= 0, or one for each image, got {value}"
+            f"value of lambda must be one finite number >= 0, or one for each image, got {value}"
         )
     for found in _chosen(model, layer).values():
         found.lambda_l1 = value if isinstance(value, Tensor) and value.dim() else float(value)
@@ -689,6 +825,17 @@ class LabelFreeLambda:
                 lambda is 0.
         """
         name, coder = next(iter(_chosen(model, layer).items()))
+        checks.tensor("images", images, "(N, C, H, W)", "floats")
+        checks.several("noise", noise)
+        for sigma in noise:
+            checks.number("noise", sigma, least=0)
+        if grid is not None:
+            checks.several("grid", grid)
+            for value in grid:
+                checks.number("grid", value, least=0)
+        checks.whole("bins", bins)
+        checks.seed("seed", seed)
+        checks.whole("batch_size", batch_size)
         if isinstance(coder.lambda_l1, Tensor):
             raise ValueError("set lambda to the number it had in training, then fit")
         reference = coder.lambda_l1
@@ -706,7 +853,7 @@ class LabelFreeLambda:
         seen, lost = [], []
         with evaluating(model):
             for x in images.split(batch_size):  # (B, 3, H, W)
-                target = model(x).float().log_softmax(1)  # (B, classes)
+                target = checks.answers(model(x)).float().log_softmax(1)  # (B, classes)
                 for sigma in noise:
                     noisy = x + sigma * torch.randn(x.shape, generator=lots).to(x)
                     seen.append(_residuals(model, coder, noisy))  # (B,)
@@ -734,6 +881,8 @@ class LabelFreeLambda:
 
         Its mean is a lambda for all of them, as for a data set with one kind and level of noise.
         """
+        checks.tensor("images", images, "(N, C, H, W)", "floats")
+        checks.whole("batch_size", batch_size)
         coder = self.model.get_submodule(self.layer)
         with evaluating(self.model), using_lambda(self.model, self.reference, layer=self.layer):
             parts = [_residuals(self.model, coder, x) for x in images.split(batch_size)]
@@ -741,6 +890,7 @@ class LabelFreeLambda:
 
     def of_residual(self, residual: Tensor) -> Tensor:
         """The map itself, (N,) -> (N,) float32 on the CPU."""
+        checks.tensor("residual", residual, "(N,)", "numbers")
         found = np.interp(residual.detach().cpu().double().numpy(), self.residuals, self.lambdas)
         return torch.from_numpy(found).float()
 
@@ -797,8 +947,12 @@ def oracle_lambda(
     Raises:
         ValueError: an empty grid, no such layer.
     """
+    checks.several("grid", grid, least=0)
     if not grid:
         raise ValueError("the grid of lambdas is empty: give at least one")
+    for value in grid:
+        checks.number("grid", value, least=0)
+    checks.labelled("data", data)
     grid, found = sorted(grid), []
     for value in grid:
         with using_lambda(model, value, layer=layer):
@@ -827,6 +981,8 @@ def _chosen(model: nn.Module, layer: str | None) -> dict[str, SparseCoding2d]:
         raise ValueError(
             f"{type(model).__name__} has no sparse coding layer: attach_sparse_coding puts one in"
         )
+    if layer is not None:
+        checks.text("layer", layer)
     if layer is not None and layer not in found:
         raise ValueError(f"no sparse coding layer {layer!r}; there are: {', '.join(found)}")
     return found if layer is None else {layer: found[layer]}
@@ -845,5 +1001,5 @@ def _pair(name: str, value: int | Pair, least: int) -> Pair:
     if len(pair) != 2:
         raise ValueError(f"{name} must be one number or two, got {value!r}")
     for side in pair:
-        _check_whole(name, side, least)
+        checks.whole(name, side, least=least, most=MOST_KERNEL)
     return pair

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-from ersm_lab import records, runs
+from ersm_lab import checks, records, runs
 
 TEST_IMAGES = 10_000  # of every data set of the bench, where a run was not told to use fewer
 
@@ -85,6 +85,16 @@ def paired(
     Raises:
         ValueError: no seed in common, other images, or none left.
     """
+    for name, group in {"method": method, "base": base}.items():
+        checks.a(name, group, Mapping)
+        for right in group.values():
+            if np.ndim(right) != 1 or np.asarray(right).dtype.kind not in "biuf":
+                raise ValueError(
+                    f"{name} must have numbers or bools (N,) for each seed, got {checks.shown(right)}"
+                )
+    checks.number("confidence", confidence, above=0, below=1)
+    checks.whole("resamples", resamples, most=checks.MOST)
+    checks.seed("seed", seed)
     seeds = tuple(sorted(method.keys() & base.keys()))
     if not seeds:
         raise ValueError("the two methods have no seed in common: record one for both")
@@ -131,8 +141,14 @@ def of(method: str, *, dataset: str, scale: str) -> list[dict]:
 
 def answers(group: Sequence[dict]) -> dict[int, np.ndarray]:
     """Which test images each seed's network classified rightly, (N,) bools by seed."""
+    checks.several("group", group, least=0)
     answers = {}
     for record in group:
+        if not isinstance(record, Mapping) or not {"answers", "seed", "config"} <= record.keys():
+            raise TypeError(
+                "group must hold records, each with answers, seed and config, got "
+                f"{checks.shown(record)}"
+            )
         if record["answers"] is None:
             raise ValueError(f"{record['name']} holds no answers: run it again")
         count = record["config"].get("test_images") or TEST_IMAGES

@@ -22,11 +22,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ersm_core import EnergyMask, energy_loss
-from ersm_lab import checkpoints
+from ersm_lab import checkpoints, checks
 from ersm_lab.checkpoints import save_atomically
 from ersm_lab.data import Augment, ImageSet
 from ersm_lab.distributed import synchronise_batch_norm
 from ersm_lab.files import Damaged, set_aside
+
+# Of Lightning Fabric.
+PRECISIONS = (
+    "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true",
+    "transformer-engine", "transformer-engine-float16",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,25 @@ class TrainSettings:
     ema_decay: float = 0.0
     augment: Augment = field(default_factory=Augment)
     precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        checks.whole("epochs", self.epochs, most=checks.MOST)
+        checks.whole("batch_size", self.batch_size)
+        if self.optimiser not in ("sgd", "adamw"):
+            raise ValueError(f'optimiser must be "sgd" or "adamw", got {self.optimiser!r}')
+        if self.schedule not in ("one-cycle", "cosine"):
+            raise ValueError(f'schedule must be "one-cycle" or "cosine", got {self.schedule!r}')
+        checks.number("norm_lr_factor", self.norm_lr_factor, above=0)
+        for name in ("learning_rate", "start", "end", "mask_lr_factor"):
+            checks.number(name, getattr(self, name), least=0)
+        for name in ("weight_decay", "mask_weight_decay"):
+            checks.number(name, getattr(self, name), least=0)
+        for name in ("momentum", "warm_up", "label_smoothing", "ema_decay"):
+            checks.number(name, getattr(self, name), least=0, below=1)
+        for name in ("mask_start", "mask_ramp", "mask_noise_stop"):
+            checks.number(name, getattr(self, name), least=0, most=1)
+        checks.a("augment", self.augment, Augment)
+        checks.choice("precision", self.precision, ("auto", *PRECISIONS))
 
 
 def resolve_precision(precision: str, device: str = "cpu") -> str:
@@ -242,8 +267,6 @@ def rate_factor(progress: float, settings: TrainSettings) -> float:
     """Learning rate as a factor on the peak at a progress of 0 to 1."""
     if settings.schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * progress)
-    if settings.schedule != "one-cycle":
-        raise ValueError(f'schedule must be "one-cycle" or "cosine", got {settings.schedule!r}')
     if progress < settings.warm_up:
         return settings.start + (1 - settings.start) * progress / settings.warm_up
     return 1 + (settings.end - 1) * min(1.0, (progress - settings.warm_up) / (1 - settings.warm_up))
@@ -278,10 +301,8 @@ def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     ]
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups)
-    if settings.optimiser == "sgd":
-        nesterov = settings.momentum > 0
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov)
-    raise ValueError(f'optimiser must be "sgd" or "adamw", got {settings.optimiser!r}')
+    nesterov = settings.momentum > 0
+    return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov)
 
 
 def _kept(masks: list[EnergyMask], like: Tensor) -> Tensor:

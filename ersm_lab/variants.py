@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask, EnergyState
-from ersm_lab import controls, runs
+from ersm_lab import checks, controls, runs
 from ersm_lab.backbones import CifarNetSettings
 from ersm_lab.runs import Experiment, MaskPlace, Parts
 from ersm_lab.training import TrainSettings
@@ -53,7 +53,14 @@ class VariantConfig:
     test_images: int | None = None
 
     def __post_init__(self) -> None:
-        _check_kind(self.dropped)
+        _check_kind("dropped", self.dropped)
+        if self.backbone != "resnet18":
+            checks.a("backbone", self.backbone, CifarNetSettings)
+        checks.a("train", self.train, TrainSettings)
+        checks.a("mask", self.mask, MaskPlace)
+        for name in ("train_images", "test_images"):
+            if getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name))
         if self.mask.preset in controls.KINDS:
             raise ValueError(
                 f"a variant has an energy mask, not the control {self.mask.preset!r}: choose the preset "
@@ -85,7 +92,7 @@ class FilledMask(EnergyMask):
     """
 
     def __init__(self, channels: int, *, dropped: str, **settings) -> None:
-        _check_kind(dropped)
+        _check_kind("dropped", dropped)
         super().__init__(channels, **settings)
         self.dropped = dropped
         token = nn.Parameter(torch.zeros(channels)) if dropped == "token" else None  # (C,)
@@ -98,7 +105,7 @@ class FilledMask(EnergyMask):
         masked = super().__call__(marked)  # (B, C + 1, H, W)
         if masked.shape[1] == self.channels:
             return masked
-        return fill(masked[:, :-1], masked[:, -1:], self.dropped, token=self.token)
+        return _fill(masked[:, :-1], masked[:, -1:], self.dropped, self.token)
 
     def compute(self, x: Tensor) -> EnergyState:
         """Energies and mask of a feature map x (B, C, H, W), with or without the channel of ones."""
@@ -121,9 +128,18 @@ def fill(masked: Tensor, kept: Tensor, kind: str, *, token: Tensor | None = None
         (B, C, H, W), in the dtype of `masked`; sums are taken in at least float32.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, shapes that do not fit, or no token where there must be one.
     """
-    _check_kind(kind)
+    _check_kind("kind", kind)
+    checks.tensor("masked", masked, "(B, C, H, W)", "floats", finite=False)
+    (b, c, h, w) = masked.shape
+    checks.tensor("kept", kept, f"({b}, 1, {h}, {w})", "floats", finite=False)
+    if kind == "token":
+        checks.tensor("token", token, f"({c},)", "floats", finite=False)
+    return _fill(masked, kept, kind, token)
+
+
+def _fill(masked: Tensor, kept: Tensor, kind: str, token: Tensor | None) -> Tensor:
     if kind == "token":
         return masked + (1 - kept) * token.to(masked.dtype)[:, None, None]  # (B, C, H, W)
     wide = torch.promote_types(masked.dtype, torch.float32)
@@ -182,6 +198,6 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
 # --- the small print -------------------------------------------------------------------------------
 
 
-def _check_kind(kind: str) -> None:
+def _check_kind(name: str, kind: str) -> None:
     if kind not in KINDS:
-        raise ValueError(f"dropped tokens become one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(f"{name}: dropped tokens become one of {', '.join(KINDS)}, got {kind!r}")

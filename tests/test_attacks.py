@@ -594,10 +594,10 @@ def test_intervals_are_wilsons():
         ({"epsilons": (8 / 255, 2 / 255)}, "the smallest first"),
         ({"epsilons": ()}, "the smallest first"),
         ({"epsilons": (8,)}, "8 / 255"),
-        ({"images": 0}, "images must be at least 1"),
-        ({"pgd_step": 0.0}, "pgd_step must be finite and > 0"),
-        ({"temperature": float("nan")}, "temperature must be finite"),
-        ({"confidence": 95}, "between 0 and 1, got 95"),
+        ({"images": 0}, "images must be a whole number of at least 1"),
+        ({"pgd_step": 0.0}, "pgd_step must be a finite number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"confidence": 95}, "above 0 and below 1, got 95"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, message):
@@ -621,10 +621,10 @@ def test_bad_input_is_refused():
             attack(network, attacks.pixels_of(images), images.labels[:2], epsilon=0.1)
         with pytest.raises(ValueError, match="units of 0 to 1"):
             attack(network, attacks.pixels_of(images), images.labels, epsilon=-0.1)
-    for kind, message in {"hard": "choose from", "soft": "attack it directly"}.items():
+    for kind, message in {"hard": "one of soft, bpda", "soft": "attack it directly"}.items():
         with pytest.raises(ValueError, match=message), attacks.surrogate(model, kind):
             pass
-    with pytest.raises(ValueError, match="> 0"):
+    with pytest.raises(ValueError, match="above 0"):
         with attacks.surrogate(EnergyMask(3), "soft", temperature=0):
             pass
     report = made_report()

@@ -65,7 +65,8 @@ def test_one_importance_map_serves_all_images():
         seen.append(keep)
         return torch.zeros(3, 2)
 
-    deletion.deletion_curve(predict, deletion.centre_prior(4, 4), torch.zeros(3), fractions=[0.75])
+    labels = torch.zeros(3, dtype=torch.long)
+    deletion.deletion_curve(predict, deletion.centre_prior(4, 4), labels, fractions=[0.75])
     centre = torch.zeros(4, 4, dtype=torch.bool)
     centre[1:3, 1:3] = True
     assert torch.equal(seen[0], centre.expand(3, 4, 4))

@@ -608,7 +608,7 @@ def test_bad_settings_are_refused(images):
             corrupt(images, "fog", severity, seed=0)
     with pytest.raises(ValueError, match="made for 32 x 32 images"):
         corrupt(plain(0, side=16), "fog", 1, seed=0)
-    with pytest.raises(ValueError, match="not negative, got -1 and 0"):
+    with pytest.raises(ValueError, match=r"seed must be a whole number of at least 0.*got -1"):
         corrupt(images, "fog", 1, seed=-1)
     for size in (0, 33):
         with pytest.raises(ValueError, match=f"1 to 32 pixels a side, got {size}"):

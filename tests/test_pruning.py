@@ -78,8 +78,8 @@ def test_steps_are_those_that_training_takes(record):
         ({"sparsity": 1.0}, "share of the weights below 1, got 1.0"),
         ({"sparsity": -0.1}, "share of the weights below 1"),
         ({"start": 0.9, "ramp": 0.1}, r"start \+ ramp < 1, got 0.9 and 0.1"),
-        ({"start": -0.1}, "choose them >= 0"),
-        ({"ramp": float("nan")}, "choose them >= 0"),
+        ({"start": -0.1}, "start must be a finite number at least 0, got -0.1"),
+        ({"ramp": float("nan")}, "ramp must be a finite number at least 0, got nan"),
         ({"train": TrainSettings(epochs=1, ema_decay=0.9)}, "set ema_decay=0"),
     ],
 )

@@ -169,10 +169,10 @@ def _profile(mask):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"count": 0}, "at least one image"),
-        ({"count": 5, "spurious": 1.1}, r"share in \[0, 1\]"),
-        ({"count": 5, "spurious": -0.1}, r"share in \[0, 1\]"),
-        ({"count": 5, "spurious": float("nan")}, r"share in \[0, 1\]"),
+        ({"count": 0}, "count must be a whole number of at least 1"),
+        ({"count": 5, "spurious": 1.1}, "spurious must be .* at most 1, got 1.1"),
+        ({"count": 5, "spurious": -0.1}, "spurious must be .* at least 0"),
+        ({"count": 5, "spurious": float("nan")}, "spurious must be .*, got nan"),
         ({"count": 5, "size": 15}, "below 16 pixels"),
     ],
 )
