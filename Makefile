@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8000
 SCALE ?= smoke
+NEXT ?= 2
 ifeq ($(filter smoke laptop full,$(SCALE)),)
 $(error SCALE is smoke, laptop or full, not '$(SCALE)')
 endif
@@ -17,7 +18,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test verify book serve bench reproduce notebooks colab clean
+.PHONY: help setup data lint test probe verify book serve bench reproduce notebooks colab clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +50,11 @@ test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist loadfile
 	$(PY) tools/test_notebooks.py
 
-verify: $(STAMP)  ## run one small record of each kind of method again, and compare
-	$(PY) -m ersm_lab verify
+probe: $(STAMP)  ## does the code still do what the records say? tiny runs of their settings tell
+	$(PY) -m ersm_lab probe
+
+verify: $(STAMP)  ## run the next few laptop records again in full, compare, note it (NEXT=2)
+	$(PY) -m ersm_lab verify --next $(NEXT)
 
 book: data  ## execute the notebooks and build the web book (ERSM_SCALE=laptop unless set)
 	$(PY) tools/execute_notebooks.py

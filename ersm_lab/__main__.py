@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import records, verifying
+from . import provenance, records, verifying
 
 KEY_METRIC = "test_accuracy"
 
@@ -141,9 +141,10 @@ def probe(options: argparse.Namespace) -> int:
     found = [r for r in records.read_all() if _asked_for(r, options.names)]
     if not found:
         raise ValueError(f"no record has one of the names {', '.join(options.names)}")
+    code = provenance.code_hash()  # of what is loaded, also if a source is edited meanwhile
     need = [one for record in found for one in _probes_of(record)]
     outcomes, failed = probes.take_all(need, jobs=options.jobs)
-    print(f"wrote {standing.keep(outcomes)}")
+    print(f"wrote {standing.keep(outcomes, code)}")
     stands = _standings(found, outcomes)
     counts = Counter(state.state for state in stands)
     print(f"{len(outcomes)} probes of {len(found)} records:", end=" ")
@@ -197,19 +198,28 @@ def compare(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Re-runs records in a home of their own and judges them by their own tolerance."""
-    if not options.names:
-        from . import plan
-
-        options.names = [f"smoke/shapes/{method}/seed0" for method in plan.VERIFIED]
+    if options.names and options.next:
+        raise ValueError("give names or --next, not both")
+    names = options.names or (
+        verifying.next_names(options.next) if options.next else _one_of_each()
+    )
     verdicts = []
-    for verdict in verifying.verify_all(options.names, jobs=options.jobs):
+    for verdict in verifying.verify_all(names, jobs=options.jobs):
         if verdict.differences:
             print(f"{verdict.name}: recorded (a), run again (b)")
             print("\n".join([_differences(verdict.differences), *verdict.notes, ""]), flush=True)
+        if options.next:
+            verifying.note(verdict)
         verdicts.append(verdict)
     for verdict in verdicts:
         print(f"{verdict.name}: {verdict.wrong or 'agrees within its tolerance'}")
     return 1 if any(verdict.wrong for verdict in verdicts) else 0
+
+
+def _one_of_each() -> list[str]:
+    from . import plan
+
+    return [f"smoke/shapes/{method}/seed0" for method in plan.VERIFIED]
 
 
 def status(options: argparse.Namespace) -> int:
@@ -292,10 +302,10 @@ def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) ->
     stands = _standings(found)
     parts = [
         "# Status of the records",
-        "This page is generated from the records when the book is built. A record is *current* while the "
-        "code does what it did when the record was made: its probes, tiny runs of its own settings, give "
-        "the same numbers. It is *unverified* where the code has changed and they have not been run, "
-        "and *stale* where they differ.",
+        "This page is generated from the records when the book is built. A record is *current* "
+        "while the code does what it did when the record was made: its probes, tiny runs of its own "
+        "settings, give the same numbers. It is *unverified* where the code has changed and they "
+        "have not been run, and *stale* where they differ.",
     ]
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in found:
@@ -480,7 +490,7 @@ def _machine(record: dict[str, Any]) -> str:
 
 def _plain_text(text: str) -> str:
     """Text of a record for a Markdown page: no character of it is markup."""
-    return re.sub(r"([!-/:-@\[-`{}~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#$!&^~])", r"\\\1", " ".join(text.split()))
 
 
 def _verified() -> str:
@@ -581,6 +591,12 @@ def _parser() -> argparse.ArgumentParser:
     verifying_ = verb(verify)
     verifying_.add_argument(
         "names", nargs="*", metavar="NAME", help="default: one smoke record of each kind of method"
+    )
+    verifying_.add_argument(
+        "--next",
+        type=int,
+        metavar="N",
+        help="instead, the N laptop records whose turn it is; noted in data/verifications.jsonl",
     )
     verifying_.add_argument(
         "--jobs", type=int, metavar="N", help="records at the same time; default: one a core"

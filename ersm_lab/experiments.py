@@ -573,9 +573,8 @@ def train_or_load(
         record = _record(experiment, root)
         if record is None or record["checkpoint"] is None:
             continue
-        stale = standing.of(record).state == standing.STALE
-        own = root == cache  # made on this machine: made again where its sources have changed
-        if own and not standing.same_sources(record):
+        same = standing.same_sources(record)
+        if root == cache and not same:  # made on this machine by other sources: made again
             continue
         try:
             model = restore(experiment, record, root=root, progress=progress)
@@ -585,14 +584,14 @@ def train_or_load(
             set_aside(runs.weights_file(record, root=root), error)
             continue
         except RuntimeError:  # today's network has other parameters than the recorded one
-            if not stale:
+            if same:
                 raise
             continue
-        return Loaded(model=model, record=record, note=_note("loaded", record, stale))
+        return Loaded(model=model, record=record, note=_note("loaded", record))
     kept = replace(experiment, checkpoint=True)  # a notebook wants the network, not its record only
     record = run(kept, root=cache, progress=progress)
     model = restore(experiment, record, root=cache, progress=progress)
-    return Loaded(model=model, record=record, note=_note("trained now", record, False))
+    return Loaded(model=model, record=record, note=_note("trained now", record))
 
 
 def restore(
@@ -605,14 +604,12 @@ def restore(
     return protocol_runs.restore(experiment, record, backbone=backbone, root=root)
 
 
-def _note(how: str, record: dict, stale: bool) -> str:
-    device = record["device"]
+def _note(how: str, record: dict) -> str:
+    device, found = record["device"], standing.of(record)
     text = (
         f"{record['name']}: {how}; {record['seconds']['train']:.0f} s of training on "
         f"{device['name']} ({device['precision']})"
     )
-    return (
-        text + "; the code gives something else today, `make reproduce` renews it"
-        if stale
-        else text
-    )
+    if found.state == standing.STALE:
+        return f"{text}; the code gives something else today, `make reproduce` renews it"
+    return f"{text}; {found.why}" if found.why else text

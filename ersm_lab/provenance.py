@@ -62,16 +62,40 @@ def source_hash(
     return _sha256("".join(f"{file}\0{value}\n" for file, value in hashes.items())), hashes
 
 
-def code_hash() -> str:
-    """Hash of all code that can decide a result: `ersm_core.py` and `ersm_lab/`."""
+def code_hash(start: str = "ersm_lab/probes.py") -> str:
+    """Hash of all code that a module of the project can run: of itself and of whatever it imports.
+
+    Args:
+        start: the module, relative to `code_folder()`.
+    """
     base = code_folder()
-    files = [base / "ersm_core.py", *sorted((base / "ersm_lab").rglob("*.py"))]
-    return _code_hash(tuple((path, path.stat().st_mtime_ns) for path in files))
+    found, left = set(), {base / start}
+    while left:
+        path = left.pop()
+        found.add(path)
+        left |= _imports(path, path.stat().st_mtime_ns, base) - found
+    return source_hash(found)[0]
 
 
-@functools.lru_cache(maxsize=2)
-def _code_hash(files: tuple[tuple[Path, int], ...]) -> str:
-    return source_hash([path for path, _ in files])[0]
+@functools.lru_cache(maxsize=1024)
+def _imports(path: Path, changed: int, base: Path) -> frozenset[Path]:
+    """Files of the project that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parent.relative_to(base).parts if node.level else ()
+            package = package[: len(package) - max(node.level - 1, 0)]
+            home = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {home} | {f"{home}.{alias.name}" for alias in node.names}
+    found = set()
+    for name in names:
+        place = base.joinpath(*name.split("."))
+        found |= {
+            file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()
+        }
+    return frozenset(found)
 
 
 def describe_device(device: Any = "cpu", precision: str | None = None) -> dict[str, Any]:

@@ -314,8 +314,8 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
 
 def load_state(record: dict, *, root: Path | None = None) -> dict[str, torch.Tensor]:
     """The recorded weights; raises as `restore` does."""
-    kept = record["checkpoint"]
-    return checkpoints.load(weights_file(record, root=root), sha256=kept["sha256"])
+    path = weights_file(record, root=root)
+    return checkpoints.load(path, sha256=record["checkpoint"]["sha256"])
 
 
 def weights_file(record: dict, *, root: Path | None = None) -> Path:

@@ -136,21 +136,27 @@ def _read(path: Path, changed: int) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def keep(outcomes: Outcomes, *, root: str | Path | None = None) -> Path:
-    """Write what today's code gave, beside what is on file of the same code; one probe a line.
+def keep(outcomes: Outcomes, code: str, *, root: str | Path | None = None) -> Path:
+    """Write what some code gave, beside what is on file of the same code; one probe a line.
 
     A number that agrees to a tenth of what is allowed keeps its digits, so that another machine
     changes no line.
+
+    Args:
+        outcomes: by id.
+        code: `provenance.code_hash()` before the probes were run.
+        root: home of the file; None is `records.home()`.
     """
     path = outcomes_file(root)
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+        file = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        before = {}
+        file = {"code": "", "outcomes": {}}
+    before = file["outcomes"]
     steady = {name: _steady(before.get(name), found) for name, found in outcomes.items()}
-    merged = dict(sorted((known(root) | steady).items()))
+    merged = dict(sorted(((before if file["code"] == code else {}) | steady).items()))
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(found)}" for name, found in merged.items())
-    text = f'{{"code": "{provenance.code_hash()}", "outcomes": {{\n{lines}\n}}}}\n'
+    text = f'{{"code": "{code}", "outcomes": {{\n{lines}\n}}}}\n'
     return write_whole(path, text.encode())
 
 

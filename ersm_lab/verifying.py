@@ -1,12 +1,15 @@
-"""A recorded run, run again: does it agree with its record?
+"""A recorded run, run again in full: does it agree with its record?
 
 What is run again lives in a folder of its own, so that the record stays as it is. Agreement is judged
-by the tolerance that the record itself states.
+by the tolerance that the record itself states. `data/verifications.jsonl` keeps what was found, a line
+a re-run: the evidence that equal probes (`standing`) mean equal records.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import multiprocessing
 import os
 import tempfile
@@ -14,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,58 @@ def verify_all(names: Sequence[str], *, jobs: int | None = None) -> Iterator[Ver
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool:
         yield from pool.map(verify, names)
+
+
+def next_names(count: int, *, scale: str = "laptop") -> list[str]:
+    """The records whose turn it is: never run again first, then those longest ago.
+
+    In which order is a shuffle by their names' hashes, so that few of them are of many kinds.
+
+    Args:
+        count: how many.
+        scale: of the records.
+    """
+    last = {line["name"]: line["when"] for line in verifications()}
+    names = [r["name"] for r in records.read_all(scale=scale) if r["tolerance"]]
+    return sorted(names, key=lambda name: (last.get(name, ""), _shuffled(name)))[:count]
+
+
+def _shuffled(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def verifications() -> list[dict[str, Any]]:
+    """What full re-runs found, the oldest first."""
+    path = verifications_file()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def verifications_file() -> Path:
+    """`data/verifications.jsonl` at home."""
+    return records.home() / "data" / "verifications.jsonl"
+
+
+def note(verdict: Verdict) -> None:
+    """Append a verdict to `data/verifications.jsonl`."""
+    found = {d.name: [d.a, d.b] for d in verdict.differences if d.tolerance is not None}
+    commit, dirty = records.git_state()
+    line = {
+        "name": verdict.name,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "agrees": not verdict.wrong,
+        "wrong": verdict.wrong,
+        "recorded, again": found,
+        "notes": list(verdict.notes),
+        "device": records.describe_device(),
+        "packages": records.describe_packages(),
+        "commit": commit,
+        "dirty": dirty,
+    }
+    path = verifications_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def verify(name: str, *, progress: bool = False) -> Verdict:

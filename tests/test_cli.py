@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ersm_lab
-from ersm_lab import __main__, records, standing
+from ersm_lab import __main__, provenance, records, standing
 from ersm_lab.__main__ import main
 
 
@@ -103,7 +103,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(ersm_lab, "plan", plan, raising=False)
     probes = types.SimpleNamespace(taken=lambda *asked: PROBE)
     monkeypatch.setattr(ersm_lab, "probes", probes, raising=False)
-    standing.keep(PROBE)
+    standing.keep(PROBE, provenance.code_hash())
     return fake
 
 
@@ -494,7 +494,7 @@ def test_status_page(lab, capsys, tmp_path):
     assert "Records: 4, in 2 groups; 3 current, 1 stale." in rows
     assert any(row.startswith(f"| `{ERSM[0]}` | 0.5 | 2 | ") for row in rows)
     assert any("| 01234567 | stale" in row for row in rows)
-    assert r"A\|B \<i\>\`c\` \(cpu\)" in text
+    assert r"A\|B \<i\>\`c\` (cpu)" in text
     tables = [line for line in text.partition("## Over the seeds")[2].splitlines() if "|" in line]
     assert len(tables) == 2 + 2 + 2 + 4
     main(["status"])

@@ -22,6 +22,7 @@ from ersm_lab import (
     records,
     runs,
     shapes,
+    standing,
 )
 from ersm_lab.backbones import CifarNetSettings
 from ersm_lab.data import ImageSet
@@ -515,11 +516,14 @@ def test_a_judgement_names_its_sources():
     assert found == every | {"perturbations.py", "ersm_core.py", "controls.py"}
 
 
-def test_a_judgement_no_longer_counts_when_what_it_rests_on_has_changed(home, judged):
+def test_a_judgement_no_longer_counts_when_what_it_rests_on_has_changed(home, judged, monkeypatch):
     assert valid(home, settings=replace(FEW, images=29)) is None
     assert valid(home, settings=None) is None
-    stale = judged | {"source_hash": "0" * 64}
-    records.write(stale, root=home)
+    then = {"resolution/1f": {"protocol": 1, "numbers": {"pass.0": 1.0}}}
+    raised = {"resolution/1f": {"protocol": 2, "numbers": {"pass.0": 1.0}}}
+    monkeypatch.setattr(standing, "known", lambda: raised)
+    stale = {"source_hash": "0" * 64, "probe": then}
+    records.write(judged | stale, root=home)
     assert valid(home) is None
     records.write(judged, root=home)
     network = records.read(TINY.name, root=home)
@@ -527,7 +531,7 @@ def test_a_judgement_no_longer_counts_when_what_it_rests_on_has_changed(home, ju
     try:
         records.write(network | {"checkpoint": other}, root=home)
         assert valid(home) is None
-        records.write(network | {"source_hash": "0" * 64}, root=home)
+        records.write(network | stale, root=home)
         assert valid(home) is None
     finally:
         records.write(network, root=home)
@@ -550,7 +554,8 @@ def test_a_network_is_restored_by_whom_one_names_and_judged_into_another_home(ho
         restore=restore,
         progress=False,
     )
-    assert seen == [(TINY.name, f"data/checkpoints/{TINY.name}.pt")]
+    file = records.read(TINY.name, root=home)["checkpoint"]["file"]
+    assert seen == [(TINY.name, file)]
     assert "ersm_core.py" not in made["sources"]
     assert records.read(made["name"], root=tmp_path)["metrics"] == made["metrics"]
     assert valid(tmp_path, networks=home) is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ersm_core
-from ersm_lab import experiments, perturbations, probes, standing, training
+from ersm_lab import experiments, perturbations, probes, provenance, standing, training
 
 PLACE = "laptop/cifar10"
 
@@ -98,5 +98,5 @@ def test_a_record_made_now_stands_when_the_code_has_changed_in_words_only(monkey
     record = {"probe": taken, "sources": {"ersm_core.py": "0"}, "source_hash": "of another text"}
     assert standing.of(record).state == standing.UNVERIFIED
     found, failed = probes.take_all(probes.of(experiment), jobs=1, progress=False)
-    standing.keep(found)
+    standing.keep(found, provenance.code_hash())
     assert not failed and standing.of(record).state == standing.CURRENT

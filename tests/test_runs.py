@@ -1,5 +1,6 @@
 """Runs and the list of experiments: recorded, restored, resumed, and loaded instead of trained."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from conftest import Killed
 
 from ersm_core import EnergyMask
-from ersm_lab import data, evaluation, experiments, records, runs
+from ersm_lab import data, evaluation, experiments, records, runs, standing
 from ersm_lab.backbones import LAPTOP, CifarNet, CifarNetSettings
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
 from ersm_lab.training import TrainSettings
@@ -72,9 +73,12 @@ def test_a_run_leaves_its_checkpoint_and_no_trace_of_resuming(home, record):
     files = {name for name in files if not name.startswith("data/cache/trunks/")}
     assert files == {
         "data/results/smoke/shapes/ersm/seed0.json",
-        "data/checkpoints/smoke/shapes/ersm/seed0.pt",
+        record["checkpoint"]["file"],
     }
-    assert record["checkpoint"]["file"] == "data/checkpoints/smoke/shapes/ersm/seed0.pt"
+    digest = record["checkpoint"]["sha256"]
+    named = f"data/checkpoints/smoke/shapes/ersm/seed0-{digest[:8]}.pt"
+    assert record["checkpoint"]["file"] == named
+    assert hashlib.sha256((home / named).read_bytes()).hexdigest() == digest
 
 
 def test_a_record_names_the_sources_that_ran():
@@ -162,7 +166,7 @@ def test_another_checkpoint_than_the_recorded_one_is_refused(tmp_path, home, rec
     path.parent.mkdir(parents=True)
     content = (home / record["checkpoint"]["file"]).read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match="not the checkpoint that was recorded: re-run smoke/"):
+    with pytest.raises(ValueError, match="is not the file that was recorded"):
         runs.restore(TINY, record, root=tmp_path)
 
 
@@ -375,9 +379,19 @@ def test_a_record_of_the_book_is_loaded_also_when_the_sources_have_changed(tiny_
     experiment = experiments.find("smoke/shapes/ersm/seed0")
     made = experiments.run(experiment, root=tiny_scale, progress=False)
     monkeypatch.setattr(experiments, "run", lambda *_, **__: pytest.fail("trained again"))
-    assert "sources have changed" not in train_or_load().note
-    edited(made, tiny_scale, source_hash="0" * 64)
-    assert "the sources have changed since" in train_or_load().note
+    assert train_or_load().note.endswith(")")
+    then = {"training/1f": {"protocol": 1, "numbers": {"loss.1": 1.0}}}
+    edited(made, tiny_scale, source_hash="0" * 64, probe=then)
+    assert "the code has changed since: `python -m ersm_lab probe`" in train_or_load().note
+    monkeypatch.setattr(standing, "known", lambda: then)
+    assert train_or_load().note.endswith(")")
+    edited(
+        made,
+        tiny_scale,
+        source_hash="0" * 64,
+        probe={"training/1f": then["training/1f"] | {"protocol": 2}},
+    )
+    assert "the code gives something else today" in train_or_load().note
 
 
 def test_a_record_that_fits_todays_network_no_longer_is_trained_again(tiny_scale, monkeypatch):

@@ -86,34 +86,56 @@ def home(tmp_path, monkeypatch):
 
 def test_outcomes_count_only_for_the_code_that_gave_them(home, monkeypatch, record):
     assert standing.known() == {}
-    standing.keep(THEN)
+    standing.keep(THEN, provenance.code_hash())
     assert standing.known() == THEN and standing.of(record).state == standing.CURRENT
     monkeypatch.setattr(provenance, "code_hash", lambda: "another")
     assert standing.known() == {} and standing.of(record).state == standing.UNVERIFIED
-    standing.keep(today(**{"loss.1": 3.0}))
+    standing.keep(today(**{"loss.1": 3.0}), provenance.code_hash())
     assert standing.of(record).state == standing.STALE
 
 
+def test_the_hash_of_the_code_is_of_what_probes_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "code_folder", lambda: tmp_path)
+    (tmp_path / "lab").mkdir()
+    files = {
+        "lab/__init__.py": "",
+        "lab/probes.py": "from lab import a\n\ndef f():\n    from .b import g\n    import torch\n",
+        "lab/a.py": "import core\n",
+        "lab/b.py": "from . import a\n",
+        "lab/report.py": "x = 1\n",
+        "core.py": "y = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    before = provenance.code_hash("lab/probes.py")
+    (tmp_path / "lab/report.py").write_text("x = 2\n")  # nothing that is probed imports it
+    assert provenance.code_hash("lab/probes.py") == before
+    for name in ("core.py", "lab/b.py"):
+        (tmp_path / name).write_text(files[name] + "z = 2\n")
+        assert provenance.code_hash("lab/probes.py") != before
+        (tmp_path / name).write_text(files[name])
+
+
 def test_outcomes_of_the_same_code_are_added(home):
-    standing.keep(THEN)
+    standing.keep(THEN, provenance.code_hash())
     other = {"occlusion/2a": {"protocol": 1, "numbers": {"pass.0": 0.125}}}
-    standing.keep(other)
+    standing.keep(other, provenance.code_hash())
     assert standing.known() == THEN | other
     assert len(standing.outcomes_file().read_text().splitlines()) == 4  # one probe a line
 
 
 def test_another_machine_changes_no_line(home):
-    before = standing.keep(THEN).read_text()
-    standing.keep(today(**{"loss.1": 2.0001}))
+    before = standing.keep(THEN, provenance.code_hash()).read_text()
+    standing.keep(today(**{"loss.1": 2.0001}), provenance.code_hash())
     assert standing.outcomes_file().read_text() == before
-    standing.keep(today(**{"loss.1": 2.0009}))
+    standing.keep(today(**{"loss.1": 2.0009}), provenance.code_hash())
     assert json.loads(standing.outcomes_file().read_text())["outcomes"] != THEN
 
 
 def test_a_damaged_file_of_outcomes_is_as_none(home):
-    standing.keep(THEN).write_text('{"code": ')
+    standing.keep(THEN, provenance.code_hash()).write_text('{"code": ')
     assert standing.known() == {}
-    standing.keep(THEN)
+    standing.keep(THEN, provenance.code_hash())
     assert standing.known() == THEN
 
 
