@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ersm_core import attach_energy_mask, energy_loss
+from ersm_attach import attach_energy_mask
+from ersm_core import energy_loss
 from ersm_lab import backbones, data, experiments
 from ersm_lab.data import Augment
 from ersm_lab.training import TrainSettings, make_optimiser, resolve_precision

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ersm_core import EnergyMask, EnergyState, attach_energy_mask
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask, EnergyState
 from ersm_lab import checks
 
 

@@ -32,7 +32,8 @@ from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ersm_core import attach_energy_mask, energy_loss
+from ersm_attach import attach_energy_mask
+from ersm_core import energy_loss
 from ersm_lab import records
 from ersm_lab.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
 from ersm_lab.evaluation import has_mask

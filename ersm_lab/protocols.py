@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ersm_core import EnergyMask, attach_energy_mask
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask
 from ersm_lab import checks
 from ersm_lab.backbones import MOST_CLASSES
 from ersm_lab.data import Augment, ImageSet
@@ -54,7 +55,7 @@ def in_network(model: nn.Module, layer: str, **mask_settings) -> nn.Module:
         mask_settings: of `ersm_core.EnergyMask`.
 
     Raises:
-        ValueError: as `ersm_core.attach_energy_mask`.
+        ValueError: as `ersm_attach.attach_energy_mask`.
     """
     checks.network("model", model)
     checks.text("layer", layer)

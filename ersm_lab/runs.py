@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import checkpoints, controls, evaluation, records
 from ersm_lab import data as lab_data
 from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
@@ -31,7 +31,7 @@ class MaskPlace:
 
     Attributes:
         layer: the stage it follows, or several, each with a mask of its own and the same settings.
-        preset: of `ersm_core.attach_energy_mask`, or a kind of `controls.KINDS`.
+        preset: of `ersm_attach.attach_energy_mask`, or a kind of `controls.KINDS`.
         settings: of `ersm_core.EnergyMask`, taking precedence over the preset's.
     """
 

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from ersm_core import attach_energy_mask, energy_states
+from ersm_attach import attach_energy_mask
+from ersm_core import energy_states
 from ersm_lab import ablation, backbones, data, runs
 from ersm_lab.ablation import Cell, predicted
 from ersm_lab.energy_theory import Landscape

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pyautoattack import AutoAttack
 from torch import nn
 
-from ersm_core import EnergyMask, attach_energy_mask
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask
 from ersm_lab import attacks, backbones, data, evaluation
 from ersm_lab.data import ImageSet
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_core import attach_energy_mask, energy_states
+from ersm_attach import attach_energy_mask
+from ersm_core import energy_states
 from ersm_lab import data
 from ersm_lab.backbones import FULL, LAPTOP, SMOKE, CifarNet, CifarNetSettings, resnet18
 

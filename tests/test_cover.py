@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import backbones, cover, records
 from ersm_lab.cover import Look, Stack, draw, fingerprint, stacks
 from ersm_lab.evaluation import only_mask

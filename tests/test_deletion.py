@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_core import EnergyMask, attach_energy_mask
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask
 from ersm_lab import backbones, data, deletion, evaluation
 
 

@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 from torch import nn
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import (
     backbones,
     data,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import data, demo_export, experiments, painted_scenes, records, runs
 from ersm_lab.__main__ import main
 from ersm_lab.backbones import CifarNet, CifarNetSettings

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import data
 from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.distributed import CpuSyncBatchNorm2d, synchronise_batch_norm

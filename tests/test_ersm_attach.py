@@ -8,13 +8,8 @@ import torch
 import torchvision
 from torch import nn
 
-from ersm_core import (
-    EnergyMask,
-    attach_energy_mask,
-    detach_energy_mask,
-    energy_loss,
-    energy_states,
-)
+from ersm_attach import attach_energy_mask, detach_energy_mask
+from ersm_core import EnergyMask, energy_loss, energy_states
 
 
 @pytest.fixture(autouse=True)

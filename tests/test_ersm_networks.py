@@ -4,13 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from ersm_core import (
-    EnergyMask,
-    attach_energy_mask,
-    detach_energy_mask,
-    energy_loss,
-    energy_states,
-)
+from ersm_attach import attach_energy_mask, detach_energy_mask
+from ersm_core import EnergyMask, energy_loss, energy_states
 
 timm = pytest.importorskip("timm")
 vision = torchvision.models

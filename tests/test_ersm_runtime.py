@@ -15,13 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from ersm_core import (
-    EnergyMask,
-    attach_energy_mask,
-    energy_loss,
-    energy_states,
-    energy_terms,
-)
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask, energy_loss, energy_states, energy_terms
 
 SETTINGS = [
     {},

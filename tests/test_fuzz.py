@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import (
     attacks,
     backbones,

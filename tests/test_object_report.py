@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import backbones, data, object_masks, object_report, records, runs, shapes
 from ersm_lab.backbones import CifarNetSettings
 from ersm_lab.object_report import Judged

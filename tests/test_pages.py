@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_core import attach_energy_mask, energy_states
+from ersm_attach import attach_energy_mask
+from ersm_core import energy_states
 from ersm_lab import backbones, data, explorer, figures, notices, records, tables
 from ersm_lab.evaluation import predict
 

@@ -94,13 +94,13 @@ def test_every_module_and_data_file_is_packaged():
 
 def test_what_the_library_imports_is_among_its_dependencies():
     imported = set()
-    for path in [ROOT / "ersm_core.py", *(ROOT / "ersm_lab").rglob("*.py")]:
+    for path in [*ROOT.glob("ersm_*.py"), *(ROOT / "ersm_lab").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
-    imported -= {*sys.stdlib_module_names, "ersm_core", "ersm_lab"}
+    imported -= {*sys.stdlib_module_names, "ersm_attach", "ersm_core", "ersm_lab"}
     imported = {"pillow" if name == "PIL" else name for name in imported}
     declared = set(bounds(PROJECT["dependencies"]))
     optional = set(bounds(PROJECT["optional-dependencies"]["experiments"]))  # imported if there

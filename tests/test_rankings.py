@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import backbones, data, deletion, evaluation, protocols, rankings
 
 COUNT = 6

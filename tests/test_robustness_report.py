@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ersm_core import attach_energy_mask
+from ersm_attach import attach_energy_mask
 from ersm_lab import backbones, data, evaluation, perturbations, runs
 from ersm_lab import robustness_report as report
 

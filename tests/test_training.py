@@ -9,7 +9,8 @@ import torch
 from conftest import Killed
 from torch import nn
 
-from ersm_core import EnergyMask, attach_energy_mask
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask
 from ersm_lab import data, evaluation, training
 from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.data import Augment

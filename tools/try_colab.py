@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COLAB = ROOT / "_build" / "colab"
 # What Colab brings, as far as the book may count on it; pip and ipykernel run the cells.
 BROUGHT = ("torch", "torchvision", "numpy", "matplotlib", "ipywidgets", "ipykernel", "pip")
-MODULES = ("ersm_core", "ersm_lab")  # of the project
+MODULES = ("ersm_attach", "ersm_core", "ersm_lab")  # of the project
 
 LOOK = """
 import importlib.metadata, importlib.util, json
