@@ -235,9 +235,13 @@ def keep(
         }
     )
     before = _checkpoint_of(experiment.name, root)
-    wrong = weights_wrong({"checkpoint": before}, root=root) if before else ""
-    if wrong:
-        set_aside(root / before["file"], Damaged(wrong))
+    if before:
+        try:
+            load_state({"checkpoint": before}, root=root)
+        except Damaged as error:
+            set_aside(root / before["file"], error)
+        except OSError:  # gone, or not to be read now
+            pass
     if checkpoint:
         write_whole(root / checkpoint["file"], content)
     records.write(record, root=root)
