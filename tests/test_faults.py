@@ -184,8 +184,10 @@ def dense(tiny):
     return experiments.run(experiment_of("ablation-dense"), root=tiny, progress=False)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("open", errno.EROFS), ("fsync", errno.ENOSPC), ("replace", errno.ENOSPC)],
+)
 @pytest.mark.parametrize("place", ["data/cache/training", "data/checkpoints", "data/results"])
 def test_a_disk_that_is_full_is_named_and_what_was_there_stays(
     tiny, dense, monkeypatch, place, call, number
