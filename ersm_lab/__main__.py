@@ -532,7 +532,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _message(error: BaseException) -> str:
     """The text of an error; str() puts that of a KeyError in quotes."""
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    if refused and "ERSM_HOME" not in str(error):  # `files.write_whole` has said it
         return f"{error}. If it cannot be written: ERSM_HOME names another folder for records and cache"
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 

@@ -8,7 +8,6 @@ last 5,000 are for validation, where every setting is chosen; the test set is fo
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,8 +21,9 @@ import torchvision
 from torch import Tensor
 from torchvision.datasets.utils import calculate_md5
 
-from ersm_lab import download, records, shapes
+from ersm_lab import checkpoints, download, records, shapes
 from ersm_lab.checkpoints import save_atomically
+from ersm_lab.files import Damaged
 
 VALIDATION = 5_000  # images, the last of the training set
 CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
@@ -293,8 +293,8 @@ def _textured_shapes(
     path = records.home() / "data" / "cache" / f"{name}-{seed}-{count}-{source}.pt"
     if path.is_file():
         try:
-            return shapes.TexturedShapes(**torch.load(path, weights_only=True))
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            return shapes.TexturedShapes(**checkpoints.load(path))
+        except (OSError, Damaged) as error:
             warnings.warn(f"{path} cannot be read, and is made again: {error}", stacklevel=2)
     made = shapes.textured_shapes(count, seed=seed, spurious=spurious, progress=True)
     try:

@@ -583,8 +583,8 @@ def train_or_load(
         except Damaged as error:
             set_aside(runs.weights_file(record, root=root), error)
             continue
-        except RuntimeError:  # today's network has other parameters than the recorded one
-            if same:
+        except (RuntimeError, ValueError):  # today's network, or the one it froze, is another
+            if same and root != cache:
                 raise
             continue
         return Loaded(model=model, record=record, note=_note("loaded", record))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 import warnings
+from contextlib import suppress
 from pathlib import Path
+
+DRAFTS = f".*.{'[0-9a-f]' * 32}.tmp"
+STALE = 3600  # seconds after which a draft is one of a process that was killed
 
 
 class Damaged(ValueError):
@@ -18,9 +23,9 @@ def write_whole(path: Path, content: bytes) -> Path:
     Raises:
         OSError: the disk is full or read-only; what was there before is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("xb") as file:
             file.write(content)
             file.flush()
@@ -31,12 +36,42 @@ def write_whole(path: Path, content: bytes) -> Path:
         words = f"{error.strerror or error}: {path} was not written; {advice}"
         raise OSError(error.errno, words) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # it has its name; or the disk is read-only, which was said
+            draft.unlink()
+    _sync_names(path.parent)
+    _sweep(path.parent)
     return path
 
 
 def set_aside(path: Path, reason: Exception) -> None:
-    """Rename a damaged file, so that another can be made in its place, and say so."""
+    """Rename a damaged file, so that another can be made in its place, and say so.
+
+    Where that is not possible it is left; where another process was faster nothing is said.
+    """
     aside = path.with_name(f"{path.name}.damaged")
-    os.replace(path, aside)
-    warnings.warn(f"{reason}: set aside as {aside.name}, and made again", stacklevel=3)
+    try:
+        os.replace(path, aside)
+        done = f"set aside as {aside.name}"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        done = f"left there ({error.strerror})"
+    warnings.warn(f"{reason}: {done}, and made again", stacklevel=3)
+
+
+def _sync_names(folder: Path) -> None:
+    """Put a folder's names on the disk, so that no later removal gets there before them."""
+    with suppress(OSError):  # not every file system can, nor Windows
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the drafts that killed processes left."""
+    for draft in folder.glob(DRAFTS):
+        with suppress(OSError):  # another process was faster
+            if time.time() - draft.stat().st_mtime > STALE:
+                draft.unlink()

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ersm_lab import collapse, data, evaluation, experiments, figures, records, runs
+from ersm_lab import checkpoints, collapse, data, evaluation, experiments, figures, records, runs
 from ersm_lab.checkpoints import save_atomically
+from ersm_lab.files import Damaged, set_aside
 from ersm_lab.training import make_fabric, train
 
 GAP = 6  # pixels between the columns and rows of a frame
@@ -74,7 +75,10 @@ def shoot(
     place = _place(experiment, sizes)
     keep = change is None or change.__module__ == __name__
     if keep and place.is_file():
-        return Film(**torch.load(place, weights_only=True))
+        try:
+            return Film(**checkpoints.load(place))
+        except Damaged as error:
+            set_aside(place, error)
     settings = replace(experiment.config.train, epochs=epochs, precision="32-true")
     training = data.load("shapes", "train", limit=train_images)
     fabric = make_fabric(precision=settings.precision)

@@ -413,11 +413,14 @@ def _contradiction(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str
             return f"{name} is a share of images, and {value} is not between 0 and 1"
     if record["answers"] is None:
         return ""
-    answers = base64.b64decode(record["answers"])
+    try:
+        answers = base64.b64decode(record["answers"])
+    except ValueError as error:
+        return f"its answers are no base64 ({error})"
     right = sum(byte.bit_count() for byte in answers)
     if "conditions" in record["config"]:
         shares = [_share_of(metrics, name) for name in record["config"]["conditions"]]
-        count = metrics["images"] * len(shares)
+        count = (metrics.get("images") or 0) * len(shares)
     else:
         shares = [metrics.get("test_accuracy")]
         count = record["config"].get("test_images") or TEST_IMAGES

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ersm_attach import attach_energy_mask
 from ersm_lab import checkpoints, controls, evaluation, records
 from ersm_lab import data as lab_data
 from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
-from ersm_lab.files import write_whole
+from ersm_lab.files import Damaged, set_aside, write_whole
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
@@ -170,7 +171,7 @@ def run(
         fabric=fabric,
         after_epoch=lambda m: evaluation.progress(m, validation),
         checkpoint=resume,
-        trunk=None if parts else trunk_path(experiment, root),
+        trunk=None if parts else trunk_path(experiment, root, _machine(facts)),
         progress=progress,
     )
     begun = time.perf_counter()
@@ -201,7 +202,8 @@ def keep(
     """Write a run's record, and its checkpoint if the experiment wants one.
 
     A checkpoint is named after its hash, and written before the record that names it: whatever happens
-    meanwhile, the record that is there has its weights. Those of the record before are then removed.
+    meanwhile, the record that is there has its weights. Those of the record before are then removed;
+    if they were damaged they are set aside.
 
     Args:
         experiment: what was run.
@@ -232,11 +234,20 @@ def keep(
             "checkpoint": checkpoint,
         }
     )
+    before = _checkpoint_of(experiment.name, root)
+    if before:
+        try:
+            load_state({"checkpoint": before}, root=root)
+        except Damaged as error:
+            set_aside(root / before["file"], error)
+        except OSError:  # gone, or not to be read now
+            pass
     if checkpoint:
         write_whole(root / checkpoint["file"], content)
-    before = _checkpoint_of(experiment.name, root)
     records.write(record, root=root)
-    if before and before != checkpoint:
+    if before and before != _checkpoint_of(
+        experiment.name, root
+    ):  # another process may have written
         (root / before["file"]).unlink(missing_ok=True)
     return record
 
@@ -251,26 +262,37 @@ def _checkpoint_of(name: str, root: Path) -> dict | None:
 def resume_path(experiment: Experiment, facts: dict, root: Path, *more: int) -> Path:
     """Where a run keeps what it goes on from: named after everything that decides its weights.
 
-    Threads among it: sums are taken in another order by another number of them.
+    Args:
+        experiment: what is run.
+        facts: its provenance.
+        root: home of the file.
+        more: what decides them besides.
     """
-    device = [facts["device"][name] for name in ("type", "threads", "precision")]
-    decisive = [facts["source_hash"], facts["packages"], device, *more]
+    decisive = [facts["source_hash"], _machine(facts), *more]
     decisive.append(records.plain(experiment.config))
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
     return root / "data" / "cache" / "training" / f"{experiment.name}-{digest}.pt"
 
 
-def trunk_path(experiment: Experiment, root: Path) -> Path:
+def _machine(facts: dict) -> list:
+    """What decides weights besides code and settings. Threads among it: another number of them adds
+    in another order."""
+    device = [facts["device"][name] for name in ("type", "threads", "precision")]
+    return [facts["packages"], device]
+
+
+def trunk_path(experiment: Experiment, root: Path, *more: Any) -> Path:
     """Where the epochs lie that this run shares with all that differ in nothing but their mask.
 
-    Named after everything that decides them: the sources but `ersm_core.py`, and the settings but
-    those of the mask.
+    Named after everything that decides them: the sources but `ersm_core.py`, the settings but those of
+    the mask, and `more`, which a run gives (`_machine`).
     """
     plain = records.plain(experiment.config)
     train = {k: v for k, v in plain["train"].items() if not k.startswith("mask_")}
     start = experiment.config.train.mask_start
     code = [path for path in sources(experiment) if path.name != "ersm_core.py"]
     decisive = [records.source_hash(code)[0], plain | {"mask": None, "train": train}, start]
+    decisive += more
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
     place = f"{experiment.scale}-{experiment.dataset}-seed{experiment.seed}-{digest}.pt"
     return root / "data" / "cache" / "trunks" / place

@@ -445,6 +445,7 @@ class SparseCoding2d(nn.Module):
         self._vector: Tensor | None = None  # (1, C, H, W), where the power iteration stands
         self._steps: dict[Pair, Tensor] = {}  # step size by (H, W)
         self._weights: Tensor | None = None  # a copy of those that `_steps` belong to
+        self._rests = False  # whether the vector stays at the next step size, after a resume
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, settings: CSCSettings = PUBLISHED) -> SparseCoding2d:
@@ -530,8 +531,9 @@ class SparseCoding2d(nn.Module):
                 max_iterations=s.max_iterations,
                 start=start,
             )
-            if self.training:
+            if self.training and not self._rests:
                 self._vector = vector
+            self._rests = False
             with torch.inference_mode(False):
                 step = torch.tensor(s.step_factor / max(value, 1e-12), dtype=vector.dtype)
                 self._steps[size] = step.to(vector.device)
@@ -560,12 +562,23 @@ class SparseCoding2d(nn.Module):
         return self.residual(x, code).square().mean((1, 2, 3)).sqrt()
 
     def get_extra_state(self) -> Tensor:
-        """The power iteration's vector, empty before one; called by `state_dict`."""
-        return torch.empty(0) if self._vector is None else self._vector
+        """The power iteration's vector, empty before one; called by `state_dict`.
+
+        It is (1, C, H, W), or (C, H, W) where the step size of these weights is known, as after an
+        evaluation: training then leaves the vector as it is once, and so does a resumed run.
+        """
+        if self._vector is None:
+            return torch.empty(0)
+        known = self._weights is not None and torch.equal(self._weights, self.weight)
+        known = self._rests or (known and tuple(self._vector.shape[2:]) in self._steps)
+        return self._vector[0] if known else self._vector
 
     def set_extra_state(self, state: Tensor) -> None:
         """Called by `load_state_dict`."""
-        self._vector = state.detach().clone() if state.numel() else None
+        self._vector = (
+            state.detach().clone()[(None,) * (4 - state.dim())] if state.numel() else None
+        )
+        self._rests = state.dim() == 3
 
     def _check_input(self, x: Tensor) -> None:
         checks.a("x", x, Tensor)

@@ -128,12 +128,17 @@ def known(root: str | Path | None = None) -> Outcomes:
         found = _read(outcomes_file(root), outcomes_file(root).stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}
-    return found["outcomes"] if found.get("code") == provenance.code_hash() else {}
+    return found["outcomes"] if found["code"] == provenance.code_hash() else {}
 
 
 @functools.lru_cache(maxsize=4)  # asked for every record of a table
 def _read(path: Path, changed: int) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not (
+        isinstance(found, dict) and isinstance(found.get("outcomes"), dict) and "code" in found
+    ):
+        raise ValueError(f"{path} holds no outcomes of probes")
+    return found
 
 
 def keep(outcomes: Outcomes, code: str, *, root: str | Path | None = None) -> Path:
@@ -149,7 +154,7 @@ def keep(outcomes: Outcomes, code: str, *, root: str | Path | None = None) -> Pa
     """
     path = outcomes_file(root)
     try:
-        file = json.loads(path.read_text(encoding="utf-8"))
+        file = _read(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         file = {"code": "", "outcomes": {}}
     before = file["outcomes"]

@@ -250,10 +250,10 @@ def train(
         bar.set_postfix(
             {k: f"{v:.3f}" for k, v in row.items() if k in ("loss", "kept", "val_accuracy")}
         )
-        if checkpoint and fabric.global_rank == 0:
-            _save(checkpoint, parts, settings, seed, curve)
         if trunk and epoch + 1 == shared and fabric.global_rank == 0:
             _save_trunk(trunk, bare, optimiser, curve)
+        if checkpoint and fabric.global_rank == 0:  # last: what goes on from here lacks nothing
+            _save(checkpoint, parts, settings, seed, curve)
     bar.close()
     if average is not None:
         bare.load_state_dict(average.module.state_dict())
@@ -318,21 +318,33 @@ def _save(path: Path, parts: dict, settings: TrainSettings, seed: int, curve: li
     )
 
 
-def _resume(path: Path, parts: dict, settings: TrainSettings, seed: int) -> list[dict]:
-    """Go on from a checkpoint; nothing is done, and no row returned, where it is damaged."""
+def _read(path: Path, *names: str) -> dict | None:
+    """What lies in a file under these names; None where it is gone, or damaged and set aside."""
     try:
         saved = checkpoints.load(path)
-        same = (saved["settings"], saved["seed"]) == (asdict(settings), seed)
-        states, curve = saved["states"], saved["curve"]
-    except (Damaged, KeyError, TypeError) as error:
-        set_aside(path, Damaged(f"{path} is no checkpoint of a training ({error})"))
+        return {name: saved[name] for name in names}
+    except FileNotFoundError:  # another process has ended the same run
+        return None
+    except (Damaged, LookupError, TypeError) as error:
+        set_aside(path, Damaged(f"{path} is none of a training ({error})"))
+        return None
+
+
+def _resume(path: Path, parts: dict, settings: TrainSettings, seed: int) -> list[dict]:
+    """Go on from a checkpoint; nothing is done, and no row returned, where it is damaged."""
+    saved = _read(path, "states", "settings", "seed", "curve")
+    if saved is None:
         return []
-    if not same:
-        raise ValueError(f"{path} is a checkpoint of another run: delete it or name another file")
-    for name, part in parts.items():
-        if part is not None:
-            part.load_state_dict(states[name])
-    return curve
+    try:
+        if (saved["settings"], saved["seed"]) != (asdict(settings), seed):
+            raise ValueError("its settings or its seed are others")
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(saved["states"][name])
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        advice = "delete it or name another file"
+        raise ValueError(f"{path} is a checkpoint of another run: {advice} ({error})") from error
+    return saved["curve"]
 
 
 def _save_trunk(
@@ -353,14 +365,15 @@ def _branch(
     schedule: torch.optim.lr_scheduler.LambdaLR,
 ) -> list[dict]:
     """Go on from a trunk; masks keep the start they were made with. A damaged one is as none."""
-    try:
-        saved = checkpoints.load(path)
-        state, slots, curve = saved["model"], saved["optimiser"], saved["curve"]
-    except (Damaged, KeyError, TypeError) as error:
-        set_aside(path, Damaged(f"{path} is no trunk of a training ({error})"))
+    saved = _read(path, "model", "optimiser", "curve")
+    if saved is None:
         return []
-    model.load_state_dict(model.state_dict() | state)
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": slots})
+    try:
+        model.load_state_dict(model.state_dict() | saved["model"])
+        optimiser.load_state_dict(optimiser.state_dict() | {"state": saved["optimiser"]})
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is a trunk of another network: delete it ({error})") from error
+    curve = saved["curve"]
     schedule.last_epoch = curve[-1]["steps"]
     for group, peak, factor in zip(
         optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True

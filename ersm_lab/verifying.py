@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import records
+from .files import write_whole
 from .provenance import allowed_cores
 
 
@@ -107,10 +108,9 @@ def note(verdict: Verdict) -> None:
         "commit": commit,
         "dirty": dirty,
     }
-    path = verifications_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = [*verifications(), line]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_whole(verifications_file(), text.encode())
 
 
 def verify(name: str, *, progress: bool = False) -> Verdict:

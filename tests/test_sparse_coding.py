@@ -424,11 +424,18 @@ def trained(network, first, last, optimiser=None):
     return optimiser
 
 
-def test_a_resumed_run_is_the_same_run():
+@pytest.mark.parametrize("evaluated", [False, True])  # before it is saved, as after every epoch
+def test_a_resumed_run_is_the_same_run(evaluated):
+    def three_steps(network):
+        optimiser = trained(network, 0, 3)
+        if evaluated:
+            network.eval()(torch.zeros(8, 3, 6, 6))
+        return optimiser
+
     through = small_network()
-    trained(through, 0, 6)
+    trained(through, 3, 6, three_steps(through))
     first = small_network()
-    optimiser = trained(first, 0, 3)
+    optimiser = three_steps(first)
     resumed = small_network(seed=1)
     resumed.load_state_dict(first.state_dict())
     again = torch.optim.SGD(resumed.parameters(), lr=0.1, momentum=0.9)

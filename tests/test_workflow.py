@@ -26,12 +26,18 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """The project in a folder whose name means something to shells and patterns."""
+    """The project in a folder whose name means something to shells and patterns; with few images and
+    many epochs, so that a run takes seconds and can be killed in the middle."""
     folder = tmp_path_factory.mktemp("workflow") / "a [strange] plâce's"
     for part in ("ersm_lab", "workflow"):
         shutil.copytree(ROOT / part, folder / part)
     for part in ("ersm_core.py", "pyproject.toml"):
         shutil.copy2(ROOT / part, folder / part)
+    experiments = folder / "ersm_lab" / "experiments.py"
+    few = 'IMAGES["smoke"], SHAPES_EPOCHS["smoke"] = 128, 20'
+    text, found = re.subn("(?m)^TOLERANCE = ", f"{few}\\n\\g<0>", experiments.read_text())
+    assert found == 1
+    experiments.write_text(text)
     (folder / "notebooks").mkdir()
     (folder / "notebooks" / "01_one.ipynb").touch()
     return folder
@@ -106,8 +112,8 @@ def test_what_was_killed_goes_on_and_gives_the_same_record(place, tmp_path):
     end = time.monotonic() + 300
     while not [*resume.rglob("*.pt")] and time.monotonic() < end:  # an epoch is done
         assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGSTOP)  # so that it does not end by itself
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that it does not end by itself
     status, said = ended(place, killed, *chosen)
     assert status == 1 and said.count("\n") == 1 and "let it end, or stop it first" in said
     os.killpg(process.pid, signal.SIGKILL)
