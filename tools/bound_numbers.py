@@ -83,6 +83,7 @@ class Output:
     """What a code cell shows: tables as rows under their headings, and all other text."""
 
     tables: list[tuple[list[str], list[list[str]]]]
+    captions: list[str]  # one a table; "" if it has none
     lines: list[str]
 
 
@@ -115,16 +116,20 @@ def _cells(path: Path) -> list[dict]:
 
 
 def _read(cell: dict) -> Output:
-    tables, lines = [], []
+    tables, captions, lines = [], [], []
     for output in cell["outputs"]:
         data = output.get("data", {})
         page = "".join(data.get("text/html", ""))
         if "<table" in page:
-            tables += [_table(table) for table in BeautifulSoup(page, "html.parser")("table")]
+            found = BeautifulSoup(page, "html.parser")("table")
+            tables += [_table(table) for table in found]
+            captions += [
+                table.caption.get_text().strip() if table.caption else "" for table in found
+            ]
         else:
             text = data.get("text/plain", output.get("text", ""))
             lines += "".join(text).splitlines()
-    return Output(tables=tables, lines=lines)
+    return Output(tables=tables, captions=captions, lines=lines)
 
 
 def _table(table: BeautifulSoup) -> tuple[list[str], list[list[str]]]:

@@ -8,6 +8,7 @@ repository, and built into _build/html.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from bound_numbers import check
+from golden_outputs import differences, frozen, shown
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from ersm_lab.data import default_dataset
@@ -79,6 +81,21 @@ def differing(root: Path, stage: Path) -> list[str]:
     return check(root) + [f"as executed now: {line}" for line in check(stage, live=False)]
 
 
+def not_golden(build: Path, golden: dict[str, list[str]]) -> list[str]:
+    """How the tables that were drawn from records for this book differ from the frozen ones
+    (golden_outputs.py), as a diff.
+
+    Empty if the last run of tools/execute_notebooks.py was at another scale or of some chapters
+    only, or if there is no CIFAR-10: other tables are shown then.
+    """
+    last = json.loads((build / "notebook_seconds.json").read_text(encoding="utf-8"))
+    staged = {f"notebooks/{path.name}" for path in (build / "stage/notebooks").glob("*.ipynb")}
+    whole = last["scale"] == "laptop" and set(last["seconds"]) == staged
+    if not whole or default_dataset() != "cifar10":
+        return []
+    return differences(golden, shown(build / "stage/notebooks"), live=False)
+
+
 def announce(config: Path, text: str) -> None:
     """Put a line at the top of every page, by way of the stage's _config.yml."""
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -106,6 +123,14 @@ def main() -> int:
     if differences := differing(ROOT, stage):
         print(*differences, sep="\n", file=sys.stderr)
         print("`tools/bound_numbers.py --write` writes what the outputs say.", file=sys.stderr)
+        return 1
+    if changed := not_golden(BUILD, frozen()):
+        print(*changed, sep="\n", file=sys.stderr)
+        print(
+            "Tables differ from tests/golden. If records are new: `make notebooks` stores what they "
+            "say, and `tools/golden_outputs.py --write` freezes it.",
+            file=sys.stderr,
+        )
         return 1
     if default_dataset() == "shapes":
         announce(stage / "_config.yml", STAND_IN)
