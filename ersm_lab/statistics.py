@@ -12,8 +12,9 @@ and the mean g_.. has (Searle, Casella & McCulloch, 1992, Variance Components, s
     variance            V / (S N),   V = MS_s + MS_i - MS_e
     degrees of freedom  V^2 / (MS_s^2 / (S - 1) + MS_i^2 / (N - 1) + MS_e^2 / ((S - 1) (N - 1)))
 
-by Satterthwaite (1946, Biometrics Bulletin 2). The interval is that of Student's t. Few seeds that
-disagree make it wide: three of them leave two degrees of freedom.
+by Satterthwaite (1946, Biometrics Bulletin 2). Where MS_i is below MS_e, images add nothing that the rest
+does not: then V = MS_s with S - 1 degrees of freedom, the t test over the means of the seeds, and there
+are never fewer. The interval is that of Student's t. Few seeds that disagree make it wide: three leave two degrees of freedom.
 """
 
 from __future__ import annotations
@@ -116,10 +117,7 @@ def paired(
 
 
 def standard_error(gaps: np.ndarray) -> tuple[float, float]:
-    """Of the mean of gaps (S, N) over seeds and images, and its degrees of freedom.
-
-    Where V is not positive, seeds and images add nothing to the rest, and the rest is all there is.
-    """
+    """Of the mean of gaps (S, N) over seeds and images, and its degrees of freedom."""
     seeds, images = gaps.shape
     if seeds == 1:
         return float(gaps[0].std(ddof=1) / np.sqrt(images)), images - 1
@@ -128,10 +126,11 @@ def standard_error(gaps: np.ndarray) -> tuple[float, float]:
     free = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
     sums = [images * np.square(by_seed - mean).sum(), seeds * np.square(by_image - mean).sum()]
     squares = np.array([*sums, np.square(rest).sum()]) / free  # MS_s, MS_i, MS_e
+    if squares[1] <= squares[2]:  # images add nothing: a t test over seeds
+        return float(np.sqrt(squares[0] / gaps.size)), seeds - 1
     total = squares[0] + squares[1] - squares[2]  # V
-    if total <= 0:
-        return float(np.sqrt(squares[2] / gaps.size)), float(free[2])
-    return float(np.sqrt(total / gaps.size)), float(total**2 / (squares**2 / free).sum())
+    freedom = max(total**2 / (squares**2 / free).sum(), seeds - 1)
+    return float(np.sqrt(total / gaps.size)), float(freedom)
 
 
 def of(method: str, *, dataset: str, scale: str) -> list[dict]:

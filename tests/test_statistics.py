@@ -66,15 +66,25 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_a_case_by_hand():
     # gaps 0 4 / 2 10: seeds 2 and 6, images 1 and 7, mean 4
     # MS_s = 2 (4 + 4) / 1 = 16, MS_i = 2 (9 + 9) / 1 = 36, rest +1 -1 / -1 +1: MS_e = 4
-    # V = 48, variance 48 / 4 = 12; freedom 48^2 / (16^2 + 36^2 + 4^2) = 1.469
+    # V = 48, variance 48 / 4 = 12; freedom 48^2 / (16^2 + 36^2 + 4^2) = 1.47
     error, freedom = statistics.standard_error(np.array([[0.0, 4.0], [2.0, 10.0]]))
     assert error == pytest.approx(12**0.5)
     assert freedom == pytest.approx(48**2 / (16**2 + 36**2 + 4**2))
 
 
-def test_where_seeds_and_images_add_nothing_the_rest_is_all_there_is():
-    gaps = np.array([[1.0, -1.0], [-1.0, 1.0]])  # MS_s = MS_i = 0, MS_e = 4
-    assert statistics.standard_error(gaps) == (1.0, 1.0)
+def test_where_images_add_nothing_it_is_the_t_test_over_seeds():
+    gaps = np.array([[3.0, 1.0], [0.0, 2.0], [4.0, 2.0]])  # MS_i = 1/6 below MS_e = 13/6
+    error, freedom = statistics.standard_error(gaps)
+    assert freedom == 2
+    assert error == pytest.approx(gaps.mean(1).std(ddof=1) / np.sqrt(3))
+
+
+def test_no_interval_is_without_bound():
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        gaps = dict(enumerate(rng.standard_normal((3, 50))))
+        found = statistics.paired(gaps, dict.fromkeys(range(3), np.zeros(50)))
+        assert found.high - found.low < 400  # percent; the deviation of 150 draws is 8
 
 
 @pytest.mark.parametrize("images", [200, 2_000])
