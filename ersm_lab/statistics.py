@@ -12,9 +12,10 @@ and the mean g_.. has (Searle, Casella & McCulloch, 1992, Variance Components, s
     variance            V / (S N),   V = MS_s + MS_i - MS_e
     degrees of freedom  V^2 / (MS_s^2 / (S - 1) + MS_i^2 / (N - 1) + MS_e^2 / ((S - 1) (N - 1)))
 
-by Satterthwaite (1946, Biometrics Bulletin 2). Where MS_i is below MS_e, images add nothing that the rest
-does not: then V = MS_s with S - 1 degrees of freedom, the t test over the means of the seeds, and there
-are never fewer. The interval is that of Student's t. Few seeds that disagree make it wide: three leave two degrees of freedom.
+by Satterthwaite (1946, Biometrics Bulletin 2). Where MS_i is below MS_e, images add nothing that the
+rest does not: then V = MS_s with S - 1 degrees of freedom, the t test over the means of the seeds, and
+there are never fewer. The interval is that of Student's t. Few seeds that disagree make it wide: three
+leave two degrees of freedom.
 """
 
 from __future__ import annotations
