@@ -1,9 +1,10 @@
 """The ledger of claims: what each paper says, what would count, and what the records say.
 
-Every criterion was written and committed before the runs that it judges, but for that of SDNet 1, which
-came with its records. One rule was changed afterwards, what lets ERSM (d) and (e) be open: book/errata.md
-says why, and what the old rule would say. Outcomes: *reproduced*, *partly*, *not reproduced*; *open* where the interval decides nothing or seeds are missing; *not yet run*
-where no record speaks of it; *untestable here* where this bench has no means to.
+Every criterion was written and committed before the runs that it judges, but for that of SDNet 1,
+which came with its records. One rule was changed afterwards, what lets ERSM (d) and (e) be open:
+book/errata.md says why, and what the old rule would say. Outcomes: *reproduced*, *partly*, *not
+reproduced*; *open* where the interval decides nothing or seeds are missing; *not yet run* where no
+record speaks of it; *untestable here* where this bench has no means to.
 Differences are paired over seeds and test images, with 95 % intervals (`statistics.difference`).
 """
 
@@ -576,11 +577,12 @@ def page(claims_: Sequence[Claim] = CLAIMS, **where: str) -> str:
 
 
 _PREFACE = """\
-Each claim of the three papers, in our words, with a criterion that was written and committed before the
-runs that it judges; what was changed later stands in the [errata](errata.md). This page is generated from
-the records when the book is built; a claim without a record says *not yet run*. Everything is at laptop
-scale, on CIFAR-10 or, where a criterion says so, on textured shapes, with networks trained from scratch in
-a few minutes: a claim that is not reproduced here may hold in its authors' setting.
+Each claim of the three papers, in our words, with a criterion that was written and committed before
+the runs that it judges; what was changed later stands in the [errata](errata.md). This page is
+generated from the records when the book is built; a claim without a record says *not yet run*.
+Everything is at laptop scale, on CIFAR-10 or, where a criterion says so, on textured shapes, with
+networks trained from scratch in a few minutes: a claim that is not reproduced here may hold in its
+authors' setting.
 
 *Reproduced*, *partly* and *not reproduced* follow the criterion. *Open*: the interval decides nothing,
 or there are fewer than three seeds. Intervals are of 95 %, paired over seeds and test images, and not
