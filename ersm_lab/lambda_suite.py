@@ -299,19 +299,16 @@ def gap(
     second: Sequence[dict],
     rows: tuple[str, str],
     names: Sequence[str],
-    *,
-    resamples: int = 2_000,
 ) -> statistics.Difference | None:
     """Mean accuracy over some conditions, a row of one network minus a row of another.
 
-    Paired over seeds and test images, both drawn again, an image with all of its conditions together
-    (as `statistics.difference`).
+    Paired over seeds and test images as `statistics.difference`; an image counts with the mean of its
+    conditions.
 
     Args:
         first, second: records of the suites of two networks, or of one.
         rows: of `ROWS`, one for each; the oracle has no answers and cannot be compared.
         names: conditions.
-        resamples: of the bootstrap.
 
     Returns:
         None where they have no seed in common.
@@ -342,7 +339,7 @@ def gap(
     ]  # by seed, (N,)
     if not right[0].keys() & right[1].keys():
         return None
-    return statistics.paired(*right, resamples=resamples)
+    return statistics.paired(*right)
 
 
 def gaps_table(

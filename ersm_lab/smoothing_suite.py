@@ -315,18 +315,16 @@ def difference(
     *,
     base_names: Sequence[str] | None = None,
     confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
 ) -> Difference:
     """Paired difference of accuracy, averaged over conditions, as `statistics.difference` does it.
 
-    All conditions of a test image stay together when images are drawn again.
+    An image counts with the mean over all conditions.
 
     Args:
         method, base: records of the seeds of two methods, as `unpack` takes them.
         names: conditions, each of the same weight.
         base_names: those of the base, where they are others.
-        confidence, resamples, seed: of the bootstrap.
+        confidence: of the interval, 0 to 1.
 
     Raises:
         ValueError: no seed in common, no or other conditions, or records without answers.
@@ -344,8 +342,6 @@ def difference(
         right["method"],
         right["base"],
         confidence=confidence,
-        resamples=resamples,
-        seed=seed,
     )
 
 

@@ -1,10 +1,27 @@
-"""How far two methods differ, and how sure that is: paired over seeds and test images."""
+"""How far two methods differ, and how sure that is: paired over seeds and test images.
+
+The gap of seed s on image i is g_si = mu + a_s + b_i + e_si: every seed meets every image, and both are
+draws from many. With S seeds, N images and a dot for a mean over an index, the mean squares are
+
+    MS_s = N sum_s (g_s. - g_..)^2 / (S - 1)                            of seeds
+    MS_i = S sum_i (g_.i - g_..)^2 / (N - 1)                            of images
+    MS_e = sum_si (g_si - g_s. - g_.i + g_..)^2 / ((S - 1) (N - 1))     of the rest
+
+and the mean g_.. has (Searle, Casella & McCulloch, 1992, Variance Components, section 4.4)
+
+    variance            V / (S N),   V = MS_s + MS_i - MS_e
+    degrees of freedom  V^2 / (MS_s^2 / (S - 1) + MS_i^2 / (N - 1) + MS_e^2 / ((S - 1) (N - 1)))
+
+by Satterthwaite (1946, Biometrics Bulletin 2). Where MS_i is below MS_e, images add nothing that the
+rest does not: then V = MS_s with S - 1 degrees of freedom, the t test over the means of the seeds, and
+there are never fewer. The interval is that of Student's t. Few seeds that disagree make it wide: three
+leave two degrees of freedom.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -37,32 +54,21 @@ class Difference:
 
 
 def difference(
-    method: Sequence[dict],
-    base: Sequence[dict],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
+    method: Sequence[dict], base: Sequence[dict], *, confidence: float = 0.95
 ) -> Difference:
-    """Paired difference of test accuracy with a bootstrap interval.
+    """Paired difference of test accuracy with its interval (equations at the top).
 
-    Seeds and test images are both drawn again, with replacement and independently of each other (a
-    crossed bootstrap; Owen, 2007, arXiv:0711.1775, calls it the pigeonhole bootstrap), each network
-    beside the one of the same seed and each image beside itself. With few seeds the interval is
-    too narrow as far as new seeds go; with one it speaks of these two networks and new images only.
+    Each network is held against the one of the same seed, each image against itself. With one seed the
+    interval speaks of these two networks and new images only.
 
     Args:
         method, base: the records of the seeds of two methods, on the same test images.
         confidence: of the interval, 0 to 1.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: no seed in common, or records without answers or of other images.
     """
-    return paired(
-        answers(method), answers(base), confidence=confidence, resamples=resamples, seed=seed
-    )
+    return paired(answers(method), answers(base), confidence=confidence)
 
 
 def paired(
@@ -70,8 +76,6 @@ def paired(
     base: Mapping[int, np.ndarray],
     *,
     confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
 ) -> Difference:
     """As `difference`, of any quantity that each seed's network has for each of the same images.
 
@@ -79,11 +83,9 @@ def paired(
         method, base: {seed: (N,)}, bools or numbers; times 100, they are in the unit of the result.
             An image whose value is not a number somewhere is left out everywhere.
         confidence: of the interval, 0 to 1.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
-        ValueError: no seed in common, other images, or none left.
+        ValueError: no seed in common, other images, or fewer than two left.
     """
     for name, group in {"method": method, "base": base}.items():
         checks.a(name, group, Mapping)
@@ -93,8 +95,6 @@ def paired(
                     f"{name} must have numbers or bools (N,) for each seed, got {checks.shown(right)}"
                 )
     checks.number("confidence", confidence, above=0, below=1)
-    checks.whole("resamples", resamples, most=checks.MOST)
-    checks.seed("seed", seed)
     seeds = tuple(sorted(method.keys() & base.keys()))
     if not seeds:
         raise ValueError("the two methods have no seed in common: record one for both")
@@ -103,35 +103,35 @@ def paired(
         raise ValueError("the records are of different test images")
     gaps = np.stack([a - b for a, b in pairs])  # (seeds, images)
     gaps = gaps[:, ~np.isnan(gaps).any(0)]
-    if not gaps.size:
-        raise ValueError("no image has a value in every record")
-    low, high = _interval(gaps.tobytes(), len(seeds), confidence, resamples, seed)
+    if gaps.shape[1] < 2:
+        raise ValueError("an interval needs two images that have a value in every record")
+    error, freedom = standard_error(gaps)
+    half = error * stats.t.ppf((1 + confidence) / 2, freedom)
+    mean = gaps.mean()
     return Difference(
-        mean=float(100 * gaps.mean()),
-        low=100 * low,
-        high=100 * high,
+        mean=float(100 * mean),
+        low=float(100 * (mean - half)),
+        high=float(100 * (mean + half)),
         seeds=seeds,
         by_seed=tuple((100 * gaps.mean(1)).tolist()),
     )
 
 
-@lru_cache(maxsize=64)  # a chapter asks for the same difference in several tables
-def _interval(
-    gaps: bytes, seeds: int, confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    """The bootstrap interval of the mean of gaps, float64 (seeds, images) as bytes."""
-    gaps = np.frombuffer(gaps).reshape(seeds, -1)  # (seeds, images)
-    several = seeds > 1
-    found = stats.bootstrap(
-        (np.arange(seeds), np.arange(gaps.shape[1])) if several else (gaps[0],),
-        (lambda s, i: gaps[np.ix_(s, i)].mean()) if several else np.mean,
-        vectorized=False,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def standard_error(gaps: np.ndarray) -> tuple[float, float]:
+    """Of the mean of gaps (S, N) over seeds and images, and its degrees of freedom."""
+    seeds, images = gaps.shape
+    if seeds == 1:
+        return float(gaps[0].std(ddof=1) / np.sqrt(images)), images - 1
+    mean, by_seed, by_image = gaps.mean(), gaps.mean(1), gaps.mean(0)
+    rest = gaps - by_seed[:, None] - by_image + mean  # (S, N)
+    free = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
+    sums = [images * np.square(by_seed - mean).sum(), seeds * np.square(by_image - mean).sum()]
+    squares = np.array([*sums, np.square(rest).sum()]) / free  # MS_s, MS_i, MS_e
+    if squares[1] <= squares[2]:  # images add nothing: a t test over seeds
+        return float(np.sqrt(squares[0] / gaps.size)), seeds - 1
+    total = squares[0] + squares[1] - squares[2]  # V
+    freedom = max(total**2 / (squares**2 / free).sum(), seeds - 1)
+    return float(np.sqrt(total / gaps.size)), float(freedom)
 
 
 def of(method: str, *, dataset: str, scale: str) -> list[dict]:

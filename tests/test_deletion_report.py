@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from dataclasses import replace
-from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +23,6 @@ from ersm_lab import (
     rankings,
     records,
     runs,
-    statistics,
 )
 from ersm_lab import deletion_insertion as di
 from ersm_lab import deletion_report as report
@@ -34,9 +32,8 @@ LEVELS = {"logit": 0.9, "unary": 0.9, "magnitude": 0.8, "energy": 0.6, "random":
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Fewer resamples, and no figure is left open."""
-    monkeypatch.setattr(report, "paired", partial(statistics.paired, resamples=100))
+def quick():
+    """No figure is left open."""
     yield
     plt.close("all")
 

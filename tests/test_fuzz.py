@@ -276,6 +276,7 @@ BOOTSTRAP = {
     "resamples": not_whole(1, MOST),
     "seed": not_seed(),
 }
+CONFIDENCE = {"confidence": BOOTSTRAP["confidence"]}
 KERNEL = {
     "stride": not_pair(not_whole(1, 20), 1),
     "padding": not_pair(not_whole(0, 3), 0),
@@ -1162,9 +1163,8 @@ CASES = {
             "method": [record([True, False])],
             "base": [record([False, True])],
             "names": ["plain"],
-            "resamples": 9,
         },
-        BOOTSTRAP
+        CONFIDENCE
         | {
             "method": st.sampled_from([None, 3, "x", []]),
             "base": st.sampled_from([None, 3, "x", []]),
@@ -1183,14 +1183,12 @@ CASES = {
             "second": [record([False, False], {"plain": {"clean": 0.5}})],
             "rows": ("plain", "plain"),
             "names": ["clean"],
-            "resamples": 9,
         },
         {
             "first": st.sampled_from([None, 3, "x"]),
             "second": st.sampled_from([None, 3, "x"]),
             "rows": not_pair(not_word("plain"), "plain"),
             "names": not_several(not_word("clean")),
-            "resamples": not_whole(1, MOST),
         },
     ),
     "LambdaSuite": Case(
@@ -1280,8 +1278,8 @@ CASES = {
     ),
     "paired": Case(
         statistics.paired,
-        lambda: {"method": ANSWERS, "base": {s: ~a for s, a in ANSWERS.items()}, "resamples": 9},
-        BOOTSTRAP
+        lambda: {"method": ANSWERS, "base": {s: ~a for s, a in ANSWERS.items()}},
+        CONFIDENCE
         | {
             "method": not_a({0: np.ones((2, 2))}, {0: ["a"]}).filter(lambda value: value != {}),
             "base": not_a({0: np.ones((2, 2))}, {0: ["a"]}).filter(lambda value: value != {}),
@@ -1292,9 +1290,8 @@ CASES = {
         lambda: {
             "method": [record([True, False])],
             "base": [record([False, True])],
-            "resamples": 9,
         },
-        BOOTSTRAP,
+        CONFIDENCE,
     ),
     "statistics.answers": Case(
         statistics.answers,

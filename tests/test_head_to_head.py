@@ -1,7 +1,6 @@
 """The head-to-head: numbers of made-up records, marks, places, and what is counted."""
 
 import json
-from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,16 +10,14 @@ from bs4 import BeautifulSoup
 from torch import nn
 
 from ersm_lab import head_to_head as h
-from ersm_lab import records, statistics
+from ersm_lab import records
 
 SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Fewer resamples, and no figure is left open."""
-    paired = partial(statistics.paired, resamples=100)
-    monkeypatch.setattr(h.statistics, "paired", paired)
+def quick():
+    """No figure is left open."""
     yield
     plt.close("all")
 

@@ -163,7 +163,7 @@ def test_answers_come_back_as_they_were(measured):
 def test_a_gap_is_the_difference_of_the_means(measured, recorded):
     names = ["gaussian_noise-5", "contrast-5"]
     sparse, dense = recorded[:2], recorded[2:]
-    found = lambda_suite.gap(sparse, dense, ("fixed", "plain"), names, resamples=50)
+    found = lambda_suite.gap(sparse, dense, ("fixed", "plain"), names)
     expected = 100 * np.mean(
         [
             sparse[0]["metrics"]["accuracy"]["fixed"][n]
@@ -173,7 +173,7 @@ def test_a_gap_is_the_difference_of_the_means(measured, recorded):
     )
     assert found.mean == pytest.approx(expected) and found.by_seed == pytest.approx((expected,))
     assert found.low <= found.mean <= found.high
-    itself = lambda_suite.gap(sparse, sparse, ("fixed", "fixed"), names, resamples=50)
+    itself = lambda_suite.gap(sparse, sparse, ("fixed", "fixed"), names)
     assert (itself.mean, itself.low, itself.high) == (0, 0, 0) and len(itself.by_seed) == 2
     assert lambda_suite.gap(sparse, [], ("fixed", "plain"), names) is None
 

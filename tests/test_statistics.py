@@ -63,19 +63,58 @@ def test_seeds_that_disagree_widen_the_interval():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    rng, held = np.random.default_rng(4), 0
-    for _ in range(40):
-        a, b = lots(0.9, 500, rng), lots(0.85, 500, rng)
-        found = difference([record(a, 0)], [record(b, 0)], resamples=300)
-        held += found.low <= 5 <= found.high
-    assert 32 <= held <= 40
+def test_a_case_by_hand():
+    # gaps 0 4 / 2 10: seeds 2 and 6, images 1 and 7, mean 4
+    # MS_s = 2 (4 + 4) / 1 = 16, MS_i = 2 (9 + 9) / 1 = 36, rest +1 -1 / -1 +1: MS_e = 4
+    # V = 48, variance 48 / 4 = 12; freedom 48^2 / (16^2 + 36^2 + 4^2) = 1.47
+    error, freedom = statistics.standard_error(np.array([[0.0, 4.0], [2.0, 10.0]]))
+    assert error == pytest.approx(12**0.5)
+    assert freedom == pytest.approx(48**2 / (16**2 + 36**2 + 4**2))
+
+
+def test_where_images_add_nothing_it_is_the_t_test_over_seeds():
+    gaps = np.array([[3.0, 1.0], [0.0, 2.0], [4.0, 2.0]])  # MS_i = 1/6 below MS_e = 13/6
+    error, freedom = statistics.standard_error(gaps)
+    assert freedom == 2
+    assert error == pytest.approx(gaps.mean(1).std(ddof=1) / np.sqrt(3))
+
+
+def test_no_interval_is_without_bound():
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        gaps = dict(enumerate(rng.standard_normal((3, 50))))
+        found = statistics.paired(gaps, dict.fromkeys(range(3), np.zeros(50)))
+        assert found.high - found.low < 400  # percent; the deviation of 150 draws is 8
+
+
+@pytest.mark.parametrize("images", [200, 2_000])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("ratio", [0, 0.5, 5])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(seeds, images, ratio):
+    """`ratio` is that of the seeds' to the images' standard error."""
+    rng, draws, held = np.random.default_rng(0), 400, 0
+    for _ in range(draws):
+        of_seeds = ratio * np.sqrt(seeds / images) * rng.standard_normal((seeds, 1))
+        gaps = of_seeds + rng.standard_normal(images) + rng.standard_normal((seeds, images))
+        zeros = np.zeros(images)
+        found = statistics.paired(dict(enumerate(gaps)), dict.fromkeys(range(seeds), zeros))
+        held += not found.excludes_zero
+    spread = np.sqrt(0.95 * 0.05 / draws)
+    assert 0.92 - 2 * spread <= held / draws <= 0.97 + 2 * spread
+
+
+def test_three_seeds_that_disagree_say_little():
+    rng = np.random.default_rng(5)
+    gaps = np.array([[2.0], [3.0], [7.0]]) / 100 + 0.1 * rng.standard_normal((3, 5_000))
+    found = statistics.paired(dict(enumerate(gaps)), dict.fromkeys(range(3), np.zeros(5_000)))
+    assert found.mean == pytest.approx(4, abs=0.3) and not found.excludes_zero
 
 
 @pytest.mark.parametrize(
     ("method", "base", "message"),
     [
         ([record([True], 0)], [record([True], 1)], "no seed in common"),
+        ([record([True], 0)], [record([True], 0)], "needs two images"),
         ([record([True], 0)], [record([True] * 2, 0)], "different test images"),
         ([record([True], 0) | {"answers": None}], [record([True], 0)], "holds no answers"),
     ],
