@@ -499,6 +499,8 @@ def why_not(experiment: Experiment, record: dict, *, root: Path | None = None) -
     run is given the benefit). Where the experiment keeps its weights they are there, bit for bit.
     """
     off = records.settings_off(record["config"], experiment.config)
+    if getattr(experiment.config, "mask", None) is None:  # then nothing reads how a mask is trained
+        off = [text for text in off if not text.startswith("train.mask_")]
     if off:
         return "its settings have changed: " + "; ".join(off[:3])
     found = standing.of(record)

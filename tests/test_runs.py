@@ -411,6 +411,18 @@ def test_a_record_that_fits_todays_network_no_longer_is_trained_again(tiny_scale
     assert "trained now" in train_or_load().note
 
 
+def test_how_a_mask_is_trained_is_no_setting_of_a_network_without_one(record):
+    def why_not(config, **train):
+        made = record | {"config": records.plain(config), "checkpoint": None}
+        now = replace(config, train=replace(config.train, **train))
+        return experiments.why_not(replace(TINY, config=now, checkpoint=False), made)
+
+    dense = replace(TINY.config, mask=None)
+    assert why_not(dense, mask_ramp=0.2) == ""
+    assert "train.mask_ramp was 0.1, is 0.2" in why_not(TINY.config, mask_ramp=0.2)
+    assert "train.momentum was 0.85, is 0.5" in why_not(dense, momentum=0.5)
+
+
 def test_what_other_sources_left_in_the_cache_is_trained_again(tiny_scale):
     made = train_or_load().record
     edited(made, tiny_scale / "data" / "cache" / "runs", source_hash="0" * 64)
