@@ -6,7 +6,6 @@ import argparse
 import errno
 import io
 import os
-import re
 import sys
 import traceback
 from collections import Counter
@@ -349,8 +348,8 @@ def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) ->
             f"`{r['name']}`",
             _key_metric(r),
             _number(sum(r["seconds"].values())),
-            _plain_text(_machine(r)),
-            _plain_text(", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)),
+            records.without_markup(_machine(r)),
+            records.without_markup(", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)),
             _commit(r),
             state.state,
         )
@@ -452,7 +451,7 @@ def _minutes(timed: Sequence[dict[str, Any]]) -> str:
             device,
         )
         for r in timed
-        for device in (_plain_text(f"{r['device']['name']} ({r['device']['type']})"),)
+        for device in (records.without_markup(f"{r['device']['name']} ({r['device']['type']})"),)
         for stem, took in r["metrics"].items()
     ]
     return _table(("notebook", "minutes", "threads", "scale", "data", "device"), rows)
@@ -486,11 +485,6 @@ def _machine(record: dict[str, Any]) -> str:
     memory = "" if device["memory_gib"] is None else f", {device['memory_gib']:g} GiB"
     precision = "" if device["precision"] is None else f", {device['precision']}"
     return f"{device['name']} ({device['type']}), {host}{memory}{precision}"
-
-
-def _plain_text(text: str) -> str:
-    """Text of a record for a Markdown page: no character of it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>#$!&^~])", r"\\\1", " ".join(text.split()))
 
 
 def _verified() -> str:

@@ -18,6 +18,7 @@ import functools
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,6 +60,7 @@ __all__ = [
     "source_hash",
     "summarise",
     "validated",
+    "without_markup",
     "write",
 ]
 
@@ -355,6 +357,11 @@ def summarise(records: Iterable[Mapping[str, Any]], metric: str) -> Summary:
         values=values,
         nulls=tuple(seed for seed, value in sorted(found.items()) if value is None),
     )
+
+
+def without_markup(text: str) -> str:
+    """Text of a record for a Markdown page: no character of it is markup. Bars are left to the table."""
+    return re.sub(r"([\\`*_{}\[\]<>#$!&^~])", r"\\\1", " ".join(text.split()))
 
 
 # --------------------------------------------------------------------------------- the small print

@@ -145,7 +145,7 @@ def measured(scale: str) -> Table:
     rows = [
         [
             kind,
-            device,
+            records.without_markup(device),
             str(len(group)),
             f"{sum(sum(r['seconds'].values()) for r in group) / 3600:.1f}",
             f"{sum(sum(r['seconds'].values()) for r in group) / len(group) / 60:.1f}",

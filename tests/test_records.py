@@ -527,3 +527,13 @@ def test_the_schema_is_a_schema():
     records._validator().check_schema(schema)
     assert schema["additionalProperties"] is False
     assert sorted(schema["required"]) == sorted(schema["properties"]) == sorted(RECORD)
+
+
+def test_markup_in_a_record_is_text_on_a_page():
+    name = "A <b>CPU</b> `x` $y$ [z](w) *v*\n# u"
+    made = records.without_markup(name)
+    from markdown_it import MarkdownIt
+
+    (paragraph,) = [t for t in MarkdownIt("commonmark").parse(made) if t.type == "inline"]
+    assert {child.type for child in paragraph.children} <= {"text", "text_special"}
+    assert "".join(child.content for child in paragraph.children) == " ".join(name.split())
