@@ -240,7 +240,7 @@ def test_kinds_are_drawn_against_the_dense_network(monkeypatch):
     found = lambda_suite.gap(made[:2], made[2:], ("fixed", "plain"), ["gaussian_noise-5"])
     (lines,) = drawn["fixed λ"][2]
     assert lines.get_segments()[0][:, 0] == pytest.approx([found.low, found.high])
-    assert found.low == pytest.approx(0) and found.high > 20
+    assert found.low < 10 < found.high
     same = drawn["label-free λ"][2][0].get_segments()[0][:, 0]
     assert same == pytest.approx([0, 0])  # the same answers
     assert [t.get_text() for t in axis.get_yticklabels()] == ["gaussian noise", "snow"]
