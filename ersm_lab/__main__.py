@@ -169,7 +169,7 @@ def _probes_of(record: dict[str, Any]) -> list[Any]:
 def _standings(found: Sequence[dict[str, Any]], outcomes: Any = None) -> list[Any]:
     from . import plan
 
-    return [plan.standing_of(record, outcomes=outcomes) for record in found]
+    return plan.standings(found, outcomes=outcomes)
 
 
 def _print_why(found: Sequence[dict[str, Any]], stands: Sequence[Any]) -> None:

@@ -8,11 +8,11 @@ did, is left as it is (`standing`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ersm_lab import experiments, judging, records, runs, standing
+from ersm_lab import data, experiments, judging, records, runs, standing
 from ersm_lab.protocol_runs import PublishedConfig
 from ersm_lab.runs import Experiment, RunConfig
 from ersm_lab.standing import Outcomes, Standing
@@ -156,25 +156,39 @@ def plan(
     return planned
 
 
-def standing_of(record: Mapping[str, Any], *, outcomes: Outcomes | None = None) -> Standing:
-    """What a record is worth for the experiment, or the suite, that it is listed as today.
+def standings(
+    found: Sequence[Mapping[str, Any]], *, outcomes: Outcomes | None = None
+) -> list[Standing]:
+    """What records are worth for the experiments, or the suites, that they are listed as today.
 
     Arguments as of `standing.of`.
     """
-    judged = record["config"].get("judged")
-    if record["probe"] == {} or not record["tolerance"]:
+    listed: dict[tuple[str, str], dict[str, Experiment]] = {}
+
+    def find(name: str) -> Experiment | None:  # a list is made once for all records of a place
+        scale, dataset = name.split("/")[:2]
+        if (scale, dataset) not in listed:
+            known = dataset in data.DATASETS
+            rows = experiments.experiments(scale, dataset=dataset) if known else []
+            listed[scale, dataset] = {experiment.name: experiment for experiment in rows}
+        return listed[scale, dataset].get(name)
+
+    def stands(record: Mapping[str, Any]) -> Standing:
+        if record["probe"] == {} or not record["tolerance"]:
+            return standing.of(record, outcomes=outcomes)
+        judged = record["config"].get("judged")
+        experiment = find(judged or record["name"])
+        if experiment is None:
+            return Standing(state=standing.STALE, why="no experiment has this name any more")
+        if judged:
+            why = judging.why_not(experiment, record["method"].rpartition(".")[2], record)
+        else:
+            why = experiments.why_not(experiment, record)
+        if why:
+            return Standing(state=standing.STALE, why=why)
         return standing.of(record, outcomes=outcomes)
-    try:
-        experiment = experiments.find(judged or record["name"])
-    except LookupError:
-        return Standing(state=standing.STALE, why="no experiment has this name any more")
-    if judged:
-        why = judging.why_not(experiment, record["method"].rpartition(".")[2], record)
-    else:
-        why = experiments.why_not(experiment, record)
-    return (
-        Standing(state=standing.STALE, why=why) if why else standing.of(record, outcomes=outcomes)
-    )
+
+    return [stands(record) for record in found]
 
 
 def is_done(job: Job) -> bool:

@@ -74,7 +74,12 @@ def code_hash(start: str = "ersm_lab/probes.py") -> str:
         path = left.pop()
         found.add(path)
         left |= _imports(path, path.stat().st_mtime_ns, base) - found
-    return source_hash(found)[0]
+    return _whole_hash(frozenset((path, path.stat().st_mtime_ns) for path in found))
+
+
+@functools.lru_cache(maxsize=4)  # asked for with every record of a table
+def _whole_hash(files: frozenset[tuple[Path, int]]) -> str:
+    return source_hash([path for path, _ in files], code=code_folder())[0]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -418,6 +418,9 @@ def _contradiction(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str
         counts = "accuracy" in name.split(".")[0] and "energy" not in name and "error" not in name
         if counts and isinstance(value, (int, float)) and not 0 <= value <= 1:
             return f"{name} is a share of images, and {value} is not between 0 and 1"
+    for name, outcome in (record["probe"] or {}).items():
+        if not all(type(value) in (int, float) for value in outcome["numbers"].values()):
+            return f"{name} holds something else than numbers"
     if record["answers"] is None:
         return ""
     try:

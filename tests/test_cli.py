@@ -99,7 +99,11 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     fake = Lab()
     monkeypatch.setattr(ersm_lab, "experiments", fake, raising=False)
-    plan = types.SimpleNamespace(VERIFIED=("dense", "ersm"), standing_of=standing.of)
+
+    def standings(found, *, outcomes=None):
+        return [standing.of(record, outcomes=outcomes) for record in found]
+
+    plan = types.SimpleNamespace(VERIFIED=("dense", "ersm"), standings=standings)
     monkeypatch.setattr(ersm_lab, "plan", plan, raising=False)
     probes = types.SimpleNamespace(taken=lambda *asked: PROBE)
     monkeypatch.setattr(ersm_lab, "probes", probes, raising=False)
