@@ -179,7 +179,13 @@ def median_pair_cost(model: nn.Module, data: ImageSet) -> float:
 
 
 def predicted(
-    lambda_unary: float, lambda_pair: float, *, cost: float, start: float, temperature: float
+    lambda_unary: float,
+    lambda_pair: float,
+    *,
+    cost: float,
+    start: float,
+    temperature: float,
+    gate: str = "logit",
 ) -> str:
     """What the regulariser alone does to a token, a key of `PHASES` (chapter 2).
 
@@ -188,13 +194,14 @@ def predicted(
         cost: softplus(agreement) of the token.
         start: its logit when the mask is switched on.
         temperature: T > 0 of its gate; below 1 there is a barrier for every lambda_unary > 0.
+        gate: as in `Landscape`: "straight-through" if the mask is 0 or 1.
     """
     c = lambda_pair * cost
     if c == 0 and lambda_unary == 0:
         return "keeps"  # nothing moves it
     if lambda_unary == 0:
         return "drops"
-    landscape = Landscape(lambda_unary=lambda_unary, temperature=temperature)
+    landscape = Landscape(lambda_unary=lambda_unary, temperature=temperature, gate=gate)
     if landscape.phase(c) == "drops":
         return "drops"
     ridge = landscape.watershed(c).item()
@@ -202,16 +209,22 @@ def predicted(
 
 
 def draw_grid(
-    cells: Sequence[Cell], dense: dict, *, cost: float, start: float, temperature: float
+    cells: Sequence[Cell],
+    dense: dict,
+    *,
+    cost: float,
+    start: float,
+    temperature: float,
+    gate: str = "logit",
 ) -> Figure:
     """A table of cells: kept share and accuracy lost of each pair of weights, its phase as a hatch.
 
     Args:
         cells: of `grid`.
         dense: the dense network's record of the same seed.
-        cost, start, temperature: as in `predicted`.
+        cost, start, temperature, gate: as in `predicted`.
     """
-    token = {"cost": cost, "start": start, "temperature": temperature}
+    token = {"cost": cost, "start": start, "temperature": temperature, "gate": gate}
     unary = sorted({c.lambda_unary for c in cells})
     pair = sorted({c.lambda_pair for c in cells})
     figure, axis = plt.subplots(figsize=(7.6, 5.0))
@@ -329,10 +342,10 @@ def draw_price(
 
 
 def agreement_with_prediction(
-    cells: Sequence[Cell], *, cost: float, start: float, temperature: float
+    cells: Sequence[Cell], *, cost: float, start: float, temperature: float, gate: str = "logit"
 ) -> Table:
     """How many cells of each predicted phase ended with most tokens kept, or most dropped."""
-    token = {"cost": cost, "start": start, "temperature": temperature}
+    token = {"cost": cost, "start": start, "temperature": temperature, "gate": gate}
     rows = []
     for phase, (_, words) in PHASES.items():
         chosen = [

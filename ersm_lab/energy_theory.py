@@ -14,6 +14,15 @@ c - v; so costs may be negative here. With r = c / lambda_unary:
               T = 1: g(z) = 1 - softplus(z), and R = -lambda_unary m ln m + c m
     "energy"  dR/dz = lambda_unary sigmoid(z) m [1 - (1 - m)(u + c)]
 
+A hard gate, m = 1 where z < 0 and else 0, that passes the gradient of s = sigmoid(-z / T) on has
+
+    "straight-through"  dR/dz = -s (1 - s) / T (u + c) + 1[z < 0] lambda_unary sigmoid(z)
+
+It is not the slope of m (u + c), but of a potential of its own; at T = 1/2, as in `EnergyMask.stable`,
+
+    R = s (u + c) + lambda_unary [softplus(min(z, 0)) - softplus(z) / 2 - arctan(e^z) / 2
+                                  + softplus(2 z) / 4]
+
 Derived in chapter 2 of the book; the paper does not discuss it. Everything is float64 and dimensionless.
 """
 
@@ -37,8 +46,9 @@ class Landscape:
 
     Args:
         lambda_unary: weight of the unary energy, > 0.
-        gate: "logit" for m = sigmoid(-z / temperature), "energy" for m = sigmoid(-u) <= 1/2.
-        temperature: T > 0 of the logit gate; the energy gate has none.
+        gate: "logit" for m = sigmoid(-z / temperature), "energy" for m = sigmoid(-u) <= 1/2,
+            "straight-through" for m = 1[z < 0] with the logit gate's gradient.
+        temperature: T > 0 of the logit gate; 1/2 for "straight-through"; the energy gate has none.
 
     Its methods take logits and costs as tensors or numbers that broadcast, and return float64 tensors.
     """
@@ -52,30 +62,45 @@ class Landscape:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
-        if self.gate not in ("logit", "energy"):
-            raise ValueError(f'gate must be "logit" or "energy", got {self.gate!r}')
+        if self.gate not in ("logit", "energy", "straight-through"):
+            allowed = '"logit", "energy" or "straight-through"'
+            raise ValueError(f"gate must be {allowed}, got {self.gate!r}")
+        if self.gate == "straight-through" and self.temperature != 0.5:
+            t = self.temperature
+            raise ValueError(
+                f"give a straight-through gate temperature=0.5, the only one here, not {t}"
+            )
 
     def unary(self, logit: Tensor | float) -> Tensor:
         """u = lambda_unary softplus(z)."""
         return self.lambda_unary * _softplus(_float64(logit))
 
     def mask(self, logit: Tensor | float) -> Tensor:
-        """m, between 0 and 1 ("logit") or 0 and 1/2 ("energy")."""
-        if self.gate == "energy":
-            return torch.sigmoid(-self.unary(logit))
-        return torch.sigmoid(-_float64(logit) / self.temperature)
+        """m, between 0 and 1 ("logit"), 0 and 1/2 ("energy"), or 0 or 1 ("straight-through")."""
+        if self.gate == "straight-through":
+            return (_float64(logit) < 0).double()
+        return self._soft(logit)
 
     def value(self, logit: Tensor | float, cost: Tensor | float) -> Tensor:
-        """R = m (u + c)."""
-        return self.mask(logit) * (self.unary(logit) + _float64(cost))
+        """R, whose derivative is `slope`: m (u + c), but for the straight-through gate."""
+        value = self._soft(logit) * (self.unary(logit) + _float64(cost))
+        if self.gate != "straight-through":
+            return value
+        z = _float64(logit)
+        own = (
+            _softplus(z.clamp(max=0)) - _softplus(z) / 2 - z.exp().atan() / 2 + _softplus(2 * z) / 4
+        )
+        return value + self.lambda_unary * own
 
     def slope(self, logit: Tensor | float, cost: Tensor | float) -> Tensor:
         """dR/dz, equal to the formulas at the top; where it is positive, descent opens the mask."""
-        z, cost, m, u = _float64(logit), _float64(cost), self.mask(logit), self.unary(logit)
+        z, cost, m, u = _float64(logit), _float64(cost), self._soft(logit), self.unary(logit)
         if self.gate == "energy":  # 1 - m is computed as the other sigmoid, to keep its digits
             bracket = 1 - torch.sigmoid(u) * (u + cost)
             return self.lambda_unary * torch.sigmoid(z) * m * bracket
         leaving = torch.sigmoid(z / self.temperature) / self.temperature * (u + cost)
+        if self.gate == "straight-through":
+            return self.mask(z) * self.lambda_unary * torch.sigmoid(z) - m * leaving
         return m * (self.lambda_unary * torch.sigmoid(z) - leaving)
 
     def highest_cost(self) -> float:
@@ -100,7 +125,8 @@ class Landscape:
         """The logit above which descent drops the token and below which it keeps it.
 
         In closed form, ln(e^(1 - c / lambda_unary) - 1), for the logit gate at T = 1; by bisection at
-        another T; by Newton's method on u + c - 1 = e^-u for the energy gate.
+        another T; by Newton's method on u + c - 1 = e^-u for the energy gate. The straight-through gate
+        has its step, z = 0, wherever -ln 2 <= c / lambda_unary <= 1 - ln 2.
 
         Returns:
             float64 of the cost's shape; NaN where there is no barrier.
@@ -113,6 +139,10 @@ class Landscape:
             for _ in range(100):  # concave and increasing: from the left it never overshoots
                 u = u - (u + cost - 1 - (-u).exp()) / (1 + (-u).exp())
             z = _inverse_softplus(u / self.lambda_unary)
+        elif self.gate == "straight-through":
+            left = -2 * (ratio.clamp(min=0) + 2).log()  # g > e^-z / 4 - ln 2 there
+            z = _bisect(lambda z: self._pull(z) - ratio, left, torch.zeros_like(ratio))
+            z = torch.where(ratio < -math.log(2), _inverse_softplus(-ratio), z)  # u + c = 0
         elif t == 1:
             z = _inverse_softplus((1 - ratio).clamp(min=0))
         else:
@@ -146,9 +176,17 @@ class Landscape:
         """Whether descent from this logit keeps the token, bool."""
         return _float64(logit) < self.watershed(cost)  # False where the watershed is NaN
 
+    def _soft(self, logit: Tensor | float) -> Tensor:
+        """The gate whose gradient is used: m, or s of the straight-through gate."""
+        if self.gate == "energy":
+            return torch.sigmoid(-self.unary(logit))
+        return torch.sigmoid(-_float64(logit) / self.temperature)
+
     def _pull(self, z: Tensor) -> Tensor:
-        """g(z) of the logit gate: positive pulls open, by the unary term alone."""
+        """g(z) of the logit gate, or left of 0 of the straight-through one: positive pulls open."""
         ratio = F.logsigmoid(z) - F.logsigmoid(z / self.temperature)
+        if self.gate == "straight-through":
+            ratio = ratio - F.logsigmoid(-z / self.temperature)
         return self.temperature * ratio.exp() - _softplus(z)
 
 

@@ -116,8 +116,9 @@ def _ablation(
     return Row(mask=mask, train=train, ablation=True, seeds=seeds, **more)
 
 
-# The layer as the paper writes it: soft gate of the logit, tokens as they are, everything trained
-# together from the first step, with the weights of lambda that `stable` has.
+# The layer with none of our cures: tokens as they are, everything trained together from the first step,
+# with the weights of lambda that `stable` has. The soft gate of the logit is that of the authors'
+# released code; gate="energy" is the gate as the paper writes it.
 _LITERAL = dict(preset=None, lambda_unary=0.02, lambda_pair=0.02)
 _FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
 # The pairwise gradient ends at the projection: it may learn in what neighbours differ, features may not.
@@ -142,7 +143,7 @@ METHODS: dict[str, Row] = {
     "fresh-pair": Row(mask=_PAIR_ALONE, fresh=5),
     "ablation-dense": _ablation(checkpoint=True),
     "ablation-ersm": _ablation(_mask(), checkpoint=True),
-    # the literal layer and what becomes of it
+    # no cure at all: the gate as released, and the gate as written
     "literal": _ablation(_mask(**_LITERAL), mask_lr_factor=1.0, **_FROM_THE_START),
     "literal-energy-gate": _ablation(
         _mask(**_LITERAL, gate="energy"), seeds=1, mask_lr_factor=1.0, **_FROM_THE_START

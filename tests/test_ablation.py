@@ -36,6 +36,13 @@ def test_a_colder_gate_has_a_barrier_at_every_cost():
     assert predicted(0.1, 0.1, **(token | {"start": ridge + 1e-3})) == "drops from its start"
 
 
+def test_a_step_with_the_soft_gradient_keeps_a_little_more():
+    token = dict(cost=3.65, temperature=0.5)
+    for gate, ridge in (("logit", -0.9392), ("straight-through", -0.7921)):
+        for side, phase in ((-1e-3, "keeps"), (1e-3, "drops from its start")):
+            assert predicted(0.05, 0.01, start=ridge + side, gate=gate, **token) == phase
+
+
 @pytest.fixture
 def masked():
     torch.manual_seed(0)

@@ -21,12 +21,15 @@ LANDSCAPES = [
     Landscape(lambda_unary=0.4, gate="energy"),
 ]
 
+STEP = Landscape(lambda_unary=0.7, gate="straight-through", temperature=0.5)
+
 
 def name(landscape):
     return f"{landscape.gate}, l={landscape.lambda_unary:g}, T={landscape.temperature:g}"
 
 
 every = pytest.mark.parametrize("landscape", LANDSCAPES, ids=name)
+every_and_step = pytest.mark.parametrize("landscape", [*LANDSCAPES, STEP], ids=name)
 
 
 @pytest.fixture
@@ -61,9 +64,50 @@ def test_slope_is_that_of_the_layer(landscape, neighbourhood, tokens):
     assert torch.allclose(landscape.value(z, cost).mean(), mask.loss(), rtol=1e-13, atol=0)
 
 
-@every
+def test_slope_of_the_step_is_that_of_the_stable_layer(tokens):
+    torch.manual_seed(0)
+    mask = EnergyMask.stable(5, dim=None, lambda_unary=0.7, lambda_pair=0.2, bias_init=0.3).double()
+    with torch.no_grad():
+        mask.weight.mul_(8)  # logits of both signs
+    mask(tokens)
+    (gradient,) = torch.autograd.grad(mask.loss(), mask.state.logit)  # (B, 1, H, W)
+    cost = theory.pair_cost(tokens, lambda_pair=0.2, neighbourhood=4)
+    z = mask.state.logit.detach()
+    assert z.min() < -2 and z.max() > 2
+    slope = STEP.slope(z, cost) / z.numel()  # L_reg is a mean
+    assert (slope - gradient).abs().max() < 1e-15 < gradient.abs().max()
+    assert torch.equal(STEP.mask(z), mask.state.mask.detach().double())
+
+
+def test_potential_of_the_step_is_the_integral_of_its_slope():
+    z = torch.linspace(-12, 12, 240_001, dtype=torch.float64)
+    middle = (z[:-1] + z[1:]) / 2
+    for cost in (-0.7, 0.0, 0.4, 3.0):
+        risen = STEP.value(z, cost) - STEP.value(z[0], cost)
+        summed = (STEP.slope(middle, cost) * z.diff()).cumsum(0)  # midpoint rule, step 1e-4
+        assert (risen[1:] - summed).abs().max() < 1e-8
+    assert STEP.value(-60.0, 0.4) == pytest.approx(0.4)
+    assert STEP.value(60.0, 0.4) == pytest.approx(0.7 * (math.log(2) - math.pi / 4))
+
+
+def test_watershed_of_the_step():
+    """Found on a fine grid of its slope, without the factor that underflows."""
+    z = torch.linspace(-20, 20, 40_000, dtype=torch.float64)  # never 0
+    s = torch.sigmoid(-2 * z)
+    for ratio in (-3.0, -0.8, -0.6, 0.0, 0.3, 0.31, 0.7, 2.0, 50.0, 1e4):
+        bracket = (z < 0) * torch.sigmoid(z) / (2 * s * (1 - s))
+        bracket = bracket - torch.nn.functional.softplus(z) - ratio
+        falls = (bracket[:-1] > 0) & (bracket[1:] <= 0)
+        (place,) = z[:-1][falls]
+        assert abs(STEP.watershed(0.7 * ratio) - place) < 0.0011, ratio
+        assert STEP.phase(0.7 * ratio) == "bistable"
+    assert STEP.watershed(0.7 * 0.3) == pytest.approx(0, abs=1e-12)  # up to 1 - ln 2
+    assert STEP.resting(0.3) == -torch.inf
+
+
+@every_and_step
 def test_slope_is_the_derivative_of_the_value(landscape):
-    z = torch.linspace(-30, 30, 401, dtype=torch.float64, requires_grad=True)
+    z = torch.linspace(-30, 30, 400, dtype=torch.float64, requires_grad=True)
     for cost in (-0.7, 0.0, 0.4, 3.0):
         (gradient,) = torch.autograd.grad(landscape.value(z, cost).sum(), z)
         assert (landscape.slope(z, cost) - gradient).abs().max() < 1e-14
@@ -108,7 +152,7 @@ def test_watershed_in_closed_form():
     assert landscape.watershed(0.5).isnan() and landscape.watershed(0.7).isnan()
 
 
-@every
+@every_and_step
 def test_both_sides_of_the_watershed(landscape):
     cost = 0.6 * landscape.lambda_unary
     ridge = landscape.watershed(cost)
@@ -151,7 +195,7 @@ def test_the_energy_gate_goes_to_its_cap():
     assert landscape.phase(1.99) == "bistable" and landscape.phase(2.0) == "drops"
 
 
-@every
+@every_and_step
 def test_the_flow_never_climbs(landscape):
     generator = torch.Generator().manual_seed(0)
     start = 4 * torch.randn(50, dtype=torch.float64, generator=generator)
@@ -188,6 +232,8 @@ def test_bad_settings_are_refused():
         Landscape(lambda_unary=1, temperature=-1)
     with pytest.raises(ValueError, match="gate must be"):
         Landscape(lambda_unary=1, gate="soft")
+    with pytest.raises(ValueError, match="give a straight-through gate temperature"):
+        Landscape(lambda_unary=1, gate="straight-through")
     with pytest.raises(ValueError, match="steps >= 0"):
         theory.evolve(LANDSCAPES[0], torch.zeros(1), 0.1, steps=-1, step_size=1.0)
     with pytest.raises(ValueError, match="step_size > 0"):
