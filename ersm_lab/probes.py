@@ -1,8 +1,8 @@
 """Probes: what a record's code does today, in a second, as numbers that can be compared.
 
 A record answers for behaviour, not for text. Its probe is its own config run tiny: on textured shapes,
-with narrow layers, for a dozen steps with the mask off and then on, in float32 on one thread; of a
-suite, the suite asked of a seeded network on a few images. The numbers (losses, norms of the weights,
+with narrow layers, for a dozen steps with the mask off and then on, in double precision on one thread;
+of a suite, the suite asked of a seeded network on a few images, in single precision. The numbers (losses, norms of the weights,
 the share kept, logits) are stored in the record when it is made. Where today's code gives the same
 numbers, the record still tells what this code does (`standing`).
 
