@@ -42,10 +42,11 @@ ON_SHAPES = (
     ("shapes-spurious", "spurious", ("ablation-dense", "ablation-ersm")),
 )
 
-# One row of each kind of method, of which `python -m ersm_lab verify`, and with it CI, runs the smoke
-# record again. The other rows differ from one of these in settings only ("ablation-dense" and
-# "ablation-ersm" not even in these, at smoke scale), and all of them would take minutes. Each is further
-# above chance than its tolerance is wide: a network that has learned nothing does not agree.
+# One row of each kind of method, of which `python -m ersm_lab verify` runs the smoke record again in
+# full; CI runs the probes of all. The other rows differ from one of these in settings only
+# ("ablation-dense" and "ablation-ersm" not even in these, at smoke scale), and all of them would take
+# minutes. Each is further above chance than its tolerance is wide: a network that has learned nothing
+# does not agree.
 VERIFIED = (
     "dense",
     "ersm",

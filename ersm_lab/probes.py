@@ -2,9 +2,9 @@
 
 A record answers for behaviour, not for text. Its probe is its own config run tiny: on textured shapes,
 with narrow layers, for a dozen steps with the mask off and then on, in double precision on one thread;
-of a suite, the suite asked of a seeded network on a few images, in single precision. The numbers (losses, norms of the weights,
-the share kept, logits) are stored in the record when it is made. Where today's code gives the same
-numbers, the record still tells what this code does (`standing`).
+of a suite, the suite asked of a seeded network on a few images, in single precision. The numbers
+(losses, norms of the weights, the share kept, logits) are stored in the record when it is made. Where
+today's code gives the same numbers, the record still tells what this code does (`standing`).
 
     training/<id>   a network trained tiny; all records that differ in nothing else share it
     <suite>/<id>    a suite of `judging`, asked of a network of this kind
@@ -49,6 +49,7 @@ from ersm_lab import data as lab_data
 from ersm_lab.backbones import SMOKE, CifarNet, CifarNetSettings
 from ersm_lab.baselines import BaselineConfig
 from ersm_lab.protocol_runs import PublishedConfig
+from ersm_lab.provenance import allowed_cores
 from ersm_lab.pruning import PruningConfig
 from ersm_lab.runs import Experiment, MaskPlace, RunConfig
 from ersm_lab.standing import Numbers, Outcomes
@@ -396,7 +397,7 @@ def take_all(
     each = {probe.id: probe for probe in probes}
     found: Outcomes = {}
     failed: dict[str, Exception] = {}
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(each)) or 1
+    jobs = min(jobs or allowed_cores(), len(each)) or 1
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half
     with (
         ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_one_thread) as pool,

@@ -245,9 +245,8 @@ def keep(
     if checkpoint:
         write_whole(root / checkpoint["file"], content)
     records.write(record, root=root)
-    if before and before != _checkpoint_of(
-        experiment.name, root
-    ):  # another process may have written
+    now = _checkpoint_of(experiment.name, root)  # another process may have written meanwhile
+    if before and before != now:
         (root / before["file"]).unlink(missing_ok=True)
     return record
 
