@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
 
     from . import experiments, probes, protocol_runs
 
+    if options.plan or options.workers or options.within:
+        return _run_queue(options)
+
     torch.set_num_threads(options.threads)
     chosen = _chosen(options)
     maps = protocol_runs.Maps()
@@ -142,6 +145,8 @@ def probe(options: argparse.Namespace) -> int:
         raise ValueError(f"no record has one of the names {', '.join(options.names)}")
     code = provenance.code_hash()  # of what is loaded, also if a source is edited meanwhile
     need = [one for record in found for one in _probes_of(record)]
+    if options.ahead:
+        need += _probes_ahead(options.ahead)
     outcomes, failed = probes.take_all(need, jobs=options.jobs)
     print(f"wrote {standing.keep(outcomes, code)}")
     stands = _standings(found, outcomes)
@@ -164,6 +169,14 @@ def _probes_of(record: dict[str, Any]) -> list[Any]:
         return probes.of_record(record)
     except LookupError:  # its experiment is listed no more, which its standing says
         return []
+
+
+def _probes_ahead(scale: str) -> list[Any]:
+    """Of the records that a scale still wants: a machine that makes them need not take these."""
+    from . import plan, probes
+
+    wanted = [job for job in plan.wanted(scale) if job.experiment.method in plan.CARDS]
+    return [one for job in wanted for one in probes.of(job.experiment, job.suite)]
 
 
 def _standings(found: Sequence[dict[str, Any]], outcomes: Any = None) -> list[Any]:
@@ -366,6 +379,36 @@ def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) ->
 # --------------------------------------------------------------------------------- the small print
 
 
+def _run_queue(options: argparse.Namespace) -> int:
+    """All that a scale wants, suites included, several at a time and within a time."""
+    from . import queue
+
+    if options.names or options.force or options.dry_run:
+        raise ValueError(
+            "a queue is of a scale: give --scale, --dataset, --method or --seed with --workers, "
+            "--within and --plan, and neither names nor --force nor --dry-run"
+        )
+    scale = options.scale or "smoke"
+    asked = {"dataset": options.dataset or "auto", "methods": options.method}
+    todo = queue.tasks(scale, **asked, seeds=options.seed, cards=not options.no_cards)
+    clock = queue.Clock.of(scale)
+    seconds = [clock.seconds(task) for task in todo]
+    workers = options.workers or 1
+    if options.plan:
+        rows = [(task.name, f"{s:.0f}") for task, s in zip(todo, seconds, strict=True)]
+        print(_table(("task, in the order of worth", "seconds"), rows))
+    hours = sum(seconds) / workers / 3_600
+    print(f"{len(todo)} tasks, about {hours:.2g} hours for {workers} workers")
+    if options.plan:
+        return 0
+    settings = {"workers": workers, "within": options.within, "threads": options.threads}
+    found = queue.work(todo, clock=clock, **settings)
+    print(f"{len(found.done)} done, {len(found.failed)} failed, {len(found.left)} left for later")
+    for name, reason in found.failed.items():
+        print(f"failed: {name}: {reason}")
+    return 1 if found.failed else 0
+
+
 def _chosen(options: argparse.Namespace) -> list[Any]:
     from . import experiments
 
@@ -563,6 +606,18 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, default=1, metavar="N", help="of the run; default: 1"
     )
     running.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    running.add_argument(
+        "--workers", type=int, metavar="N", help="the whole queue of the scale, N tasks at a time"
+    )
+    running.add_argument(
+        "--within", type=float, metavar="SECONDS", help="begin nothing that would end later"
+    )
+    running.add_argument(
+        "--no-cards", action="store_true", help="networks only, not what they are then asked"
+    )
+    running.add_argument(
+        "--plan", action="store_true", help="print the queue with estimated seconds, and stop"
+    )
 
     judging_ = verb(judge)
     judging_.add_argument("names", nargs="+", metavar="NAME", help="laptop/cifar10/ersm/seed0")
@@ -573,6 +628,11 @@ def _parser() -> argparse.ArgumentParser:
 
     probing = verb(probe)
     probing.add_argument("names", nargs="*", metavar="NAME", help="of records, or methods")
+    probing.add_argument(
+        "--ahead",
+        choices=records.SCALES,
+        help="also the probes of the compared networks that this scale still wants",
+    )
     probing.add_argument(
         "--jobs", type=int, metavar="N", help="at the same time; default: one a core"
     )

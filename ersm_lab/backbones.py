@@ -7,6 +7,7 @@ the identity, normalised without a learned scale. `resnet18` is torchvision's wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +58,14 @@ class CifarNetSettings:
 SMOKE = CifarNetSettings(widths=(16, 32, 32), depth=1)
 SLIM = CifarNetSettings(widths=(32, 64, 128))
 LAPTOP = CifarNetSettings()
-FULL = CifarNetSettings(
-    widths=(128, 384, 512), depth=3, stem_kernel=2, stem_stride=1, stem_channels=24
-)
+FULL = CifarNetSettings(widths=(64, 256, 256), stem_kernel=2, stem_stride=1, stem_channels=24)
 
 
 class CifarNet(nn.Module):
     """A small convolutional network; stages `stem`, `group1`, `group2`, ..., `head`.
 
     Maps of the laptop preset on 32 x 32 images: stem and group1 16 x 16, group2 8 x 8, group3 4 x 4.
+    Of the full preset twice these: its stem keeps 32 x 32.
 
     Shape:
         x (B, 3, H, W), normalised -> logits (B, classes).
@@ -77,7 +77,7 @@ class CifarNet(nn.Module):
         super().__init__()
         self.settings = settings
         size, stride = settings.stem_kernel, settings.stem_stride
-        padding = (size - stride) // 2
+        padding = "same" if stride == 1 else (size - stride) // 2
         whiten = nn.Conv2d(3, settings.stem_channels, size, stride=stride, padding=padding)
         whiten.weight.requires_grad = False
         nn.init.zeros_(whiten.bias)
@@ -122,6 +122,18 @@ class CifarNet(nn.Module):
         top = (vectors / (values + 5e-4).sqrt()).T.flip(0)[:half]  # (half, 3 k k)
         filters = top.view(half, 3, *stem.kernel_size)
         stem.weight[:half], stem.weight[half : 2 * half] = filters, -filters
+
+
+def make(backbone: CifarNetSettings | str, *, classes: int) -> nn.Module:
+    """The network of a config: a `CifarNet` of these settings, or "resnet18"."""
+    return (
+        resnet18(classes=classes) if backbone == "resnet18" else CifarNet(backbone, classes=classes)
+    )
+
+
+def classes_of(state: Mapping[str, Tensor]) -> int:
+    """Number of classes of a network's state: `head` of a `CifarNet`, `fc` of a ResNet."""
+    return len(state["head.weight"] if "head.weight" in state else state["fc.weight"])
 
 
 def _group(channels: int, width: int, depth: int, pool: bool) -> nn.Sequential:

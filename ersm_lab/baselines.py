@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ersm_lab import inverse_scale, records, runs
-from ersm_lab.backbones import CifarNet, CifarNetSettings
+from ersm_lab import backbones, inverse_scale, records, runs
+from ersm_lab.backbones import CifarNetSettings
 from ersm_lab.data import Batches, ImageSet
 from ersm_lab.inverse_scale import PathSettings
 from ersm_lab.runs import Experiment, Parts
-from ersm_lab.sparse_coding import CSCSettings, attach_sparse_coding
+from ersm_lab.sparse_coding import CSCSettings, attach_sparse_coding, sdnet18
 from ersm_lab.training import TrainSettings
 
 
@@ -70,14 +70,14 @@ class BaselineConfig:
     """All that decides a baseline's run besides data set and seed.
 
     Attributes:
-        backbone: settings of a `CifarNet`.
+        backbone: settings of a `CifarNet`, or "resnet18", whose first layer alone can be a code.
         train: how it is trained.
         smoothing: None for images as they are.
         coding: None for convolutions throughout.
         train_images, test_images: use so many only; None is all.
     """
 
-    backbone: CifarNetSettings
+    backbone: CifarNetSettings | str
     train: TrainSettings
     smoothing: Smoothing | None = None
     coding: Coding | None = None
@@ -101,8 +101,10 @@ def run(experiment: Experiment, *, progress: bool = True, **settings) -> dict:
 def build(experiment: Experiment, *, classes: int) -> nn.Module:
     """The untrained network; its start is drawn from the experiment's seed, as the dense one's."""
     torch.manual_seed(experiment.seed)
-    model = CifarNet(experiment.config.backbone, classes=classes)
-    coding = experiment.config.coding
+    coding, backbone = experiment.config.coding, experiment.config.backbone
+    if coding and backbone == "resnet18":
+        return sdnet18(classes=classes, settings=coding.settings)
+    model = backbones.make(backbone, classes=classes)
     if coding:
         convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n != "stem.0"]
         for layer in convs if coding.layers is None else coding.layers:
@@ -123,7 +125,7 @@ def sources(experiment: Experiment) -> list[Path]:
 def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
     """The trained network of a record, in evaluation mode on the CPU; raises as `runs.restore`."""
     state = runs.load_state(record, root=root)
-    model = build(experiment, classes=len(state["head.weight"]))
+    model = build(experiment, classes=backbones.classes_of(state))
     model.load_state_dict(state)
     return model.to(memory_format=torch.channels_last).eval()
 

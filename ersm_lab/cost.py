@@ -39,7 +39,7 @@ from ersm_lab.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
 from ersm_lab.evaluation import has_mask
 from ersm_lab.sparse_coding import attach_sparse_coding, sdnet18
 from ersm_lab.tables import Table
-from ersm_lab.training import TrainSettings, make_optimiser, resolve_precision
+from ersm_lab.training import TrainSettings, best_device, make_optimiser, resolve_precision
 
 MIB = 2**20
 WARM_UP = 2  # rounds that are not counted
@@ -149,7 +149,7 @@ def measure(
         that, `memory_held_mib` before it; `train_ms` and `inference_ms`, medians over rounds;
         `train_ratio` and `inference_ratio`, medians of the rounds' ratios to the family's first.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or best_device())
     found = {}
     for family, models in (families or networks(settings)).items():
         small = family != "resnet"
@@ -208,7 +208,7 @@ def record(
     if scale not in SETTINGS:
         raise ValueError(f"no scale {scale!r}: choose one of {', '.join(SETTINGS)}")
     settings = settings or SETTINGS[scale]
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or best_device())
     precision = resolve_precision(settings.precision, device.type)
     facts = records.provenance(SOURCES, device=device, precision=precision)
     busy = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None

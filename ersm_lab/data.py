@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Integral
 from pathlib import Path
 
@@ -88,10 +88,18 @@ class ImageSet:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), zero mean and unit variance, channels_last."""
-        scale = 1 / (255 * torch.tensor(self.std, device=images.device))  # (3,)
-        shift = -torch.tensor(self.mean, device=images.device) * 255 * scale  # (3,)
+        shift, scale = _to_unit(self.mean, self.std, images.device)  # (3,), (3,)
         x = torch.addcmul(shift, images.float(), scale)  # (B, H, W, 3)
         return x.permute(0, 3, 1, 2)  # (B, 3, H, W)
+
+
+@cache
+def _to_unit(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Shift and scale, (3,) and (3,), from grey levels to zero mean and unit variance."""
+    scale = 1 / (255 * torch.tensor(std, device=device))
+    return -torch.tensor(mean, device=device) * 255 * scale, scale
 
 
 # --- finding ---------------------------------------------------------------------------------------
@@ -241,11 +249,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _load_cifar(name: str, split: str) -> ImageSet:
-    source = CIFAR[name](root=str(obtain(name)), train=split != "test", download=False)
-    images, labels = (
-        torch.from_numpy(source.data),
-        torch.tensor(source.targets),
-    )  # (N, 32, 32, 3), (N,)
+    images, labels, classes = _official(name, obtain(name), split != "test")
     part = {"train": slice(0, -VALIDATION), "val": slice(-VALIDATION, None), "test": slice(None)}[
         split
     ]
@@ -257,10 +261,17 @@ def _load_cifar(name: str, split: str) -> ImageSet:
         name=name,
         images=images[part],
         labels=labels[part],
-        classes=tuple(source.classes),
+        classes=classes,
         mean=mean,
         std=std,
     )
+
+
+@lru_cache(maxsize=2)  # the training and the test images: a process may train many networks
+def _official(name: str, root: Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images uint8 (N, 32, 32, 3), labels (N,), class names; nobody changes them in place."""
+    source = CIFAR[name](root=str(root), train=train, download=False)
+    return torch.from_numpy(source.data), torch.tensor(source.targets), tuple(source.classes)
 
 
 def _load_shapes(name: str, split: str, limit: int | None) -> ImageSet:
@@ -372,26 +383,30 @@ class Batches:
         lots = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         first = torch.Generator().manual_seed(self.seed)
         count, height, width = self.data.images.shape[:3]
+        steps, size, device = len(self), self.batch_size, self.padded.device
         order = torch.randperm(count, generator=lots)  # (N,)
         mirror = torch.rand(count, generator=first) < 0.5  # (N,)
         mirror = (mirror ^ bool(epoch % 2)) & self.augment.flip
-        for step in range(len(self)):
-            index = order[step * self.batch_size :][: self.batch_size]  # (B,)
-            span = 2 * self.augment.crop + 1
-            top, left = torch.randint(span, (2, self.batch_size), generator=lots)  # (B,), (B,)
-            hole = torch.rand(2, self.batch_size, generator=lots)  # (2, B)
-            index, top, left = index[self.share], top[self.share], left[self.share]
-            flip = mirror[index]  # (B,)
-            rows = torch.arange(height) + top[:, None]  # (B, H)
-            columns = torch.arange(width).expand(len(index), -1)  # (B, W)
-            columns = torch.where(flip[:, None], width - 1 - columns, columns) + left[:, None]
-            x = self._gather(index, rows, columns)  # (B, 3, H, W)
-            if self.augment.cutout:
-                x = x * _holes(hole[:, self.share], height, width, self.augment.cutout).to(x.device)
-            yield x, self.data.labels[index.to(x.device)]
+        index = order[: steps * size].view(steps, size)  # (S, B)
+        span = 2 * self.augment.crop + 1
+        drawn = [
+            (torch.randint(span, (2, size), generator=lots), torch.rand(2, size, generator=lots))
+            for _ in range(steps)
+        ]
+        shift, hole = (torch.stack(parts)[..., self.share] for parts in zip(*drawn, strict=True))
+        index = index[:, self.share]
+        parts = (index, mirror[index], shift, hole)  # (S, b), (S, b), (S, 2, b), (S, 2, b)
+        index, flip, shift, hole = (part.to(device) for part in parts)  # here, so no step waits
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        for step in range(steps):
+            top, left = shift[step]  # (b,), (b,)
+            across = torch.where(flip[step][:, None], width - 1 - columns, columns)  # (b, W)
+            x = self._gather(index[step], rows + top[:, None], across + left[:, None])
+            if self.augment.cutout:  # x is (b, 3, H, W)
+                x = x * _holes(hole[step], height, width, self.augment.cutout)
+            yield x, self.data.labels[index[step]]
 
     def _gather(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        index, rows, columns = (t.to(self.padded.device) for t in (index, rows, columns))
         picked = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self.data.normalise(picked)  # (B, 3, H, W)
 
@@ -404,6 +419,6 @@ def _holes(centre: Tensor, height: int, width: int, side: int) -> Tensor:
     inside = []
     for middle, size in zip(centre, (height, width), strict=True):
         start = (middle * size).long() - side // 2  # (B,)
-        pixel = torch.arange(size)  # (size,)
+        pixel = torch.arange(size, device=centre.device)  # (size,)
         inside.append((pixel >= start[:, None]) & (pixel < start[:, None] + side))  # (B, size)
     return (~(inside[0][:, None, :, None] & inside[1][:, None, None, :])).float()

@@ -2,7 +2,8 @@
 
 Each row is a method at a scale; its seeds differ in nothing else. Settings of the `laptop`
 scale were chosen on validation images; `smoke` takes seconds and only shows that the code runs; `full`
-wants a GPU, has not been run yet, and its settings are a first guess.
+wants a GPU: its network and schedule are those of a published speed run, and all that concerns the
+mask is as at `laptop` scale, where it was chosen. `queue` works through it.
 """
 
 from __future__ import annotations
@@ -51,15 +52,25 @@ __all__ = [
     "valid_record",
 ]
 
-SEEDS = {"smoke": 1, "laptop": 3, "full": 3}
+SEEDS = {"smoke": 1, "laptop": 3, "full": 5}
 
 BACKBONE = {"smoke": backbones.SMOKE, "laptop": backbones.LAPTOP, "full": backbones.FULL}
 _QUIET = dict(mask_noise_stop=0.8)  # where a mask has noise, the last fifth trains without
 TRAIN = {
     "smoke": TrainSettings(epochs=6, batch_size=64, **_QUIET),
     "laptop": TrainSettings(epochs=10, **_QUIET),
-    "full": TrainSettings(epochs=24, batch_size=1024, learning_rate=1.2, **_QUIET),
+    "full": TrainSettings(epochs=16, batch_size=1024, learning_rate=1.5, **_QUIET),
 }
+# Of the ResNets, at full scale: plain SGD with momentum 0.9, the schedule of the others.
+RESNET_TRAINING = dict(
+    epochs=30,
+    batch_size=512,
+    learning_rate=0.4,
+    momentum=0.9,
+    weight_decay=5e-4,
+    norm_lr_factor=1.0,
+    label_smoothing=0.1,
+)
 SHAPES_EPOCHS = {"smoke": 6, "laptop": 4, "full": 8}  # textured shapes are learned sooner
 IMAGES = {"smoke": 2_560, "laptop": None, "full": None}
 # The ablation has many rows: at laptop scale its network is half as wide, with a dense one of its own.
@@ -76,26 +87,30 @@ class Row:
         mask: None for a dense network.
         train: settings of `TrainSettings` that differ from the scale's.
         ablation: whether its network is the ablation's.
-        seeds: at most so many.
+        seeds: at most so many; None is all of the scale.
         fresh: instead, so many seeds that no other row has.
         longer: factor on the scale's epochs.
-        checkpoint: keep the trained weights in the repository.
+        checkpoint: keep the trained weights in the repository; those of full scale are cached.
+        resnet: the network is a ResNet-18; at full scale only.
     """
 
     mask: MaskPlace | None = None
     train: dict = field(default_factory=dict)
     ablation: bool = False
-    seeds: int = 3
+    seeds: int | None = None
     fresh: int = 0
     longer: int = 1
     checkpoint: bool = False
+    resnet: bool = False
 
     def seeds_at(self, scale: str) -> range:
         """Which seeds it is trained with at a scale; a single one is 0."""
         most = SEEDS[scale]
+        if self.resnet:
+            return range(3 if scale == "full" else 0)
         if self.fresh and most > 1:
             return range(most, most + self.fresh)
-        return range(min(self.seeds, most))
+        return range(min(self.seeds or most, most))
 
 
 def _mask(
@@ -107,7 +122,7 @@ def _mask(
 def _ablation(
     mask: MaskPlace | None = None,
     *,
-    seeds: int = 3,
+    seeds: int | None = None,
     longer: int = 1,
     checkpoint: bool = False,
     **train,
@@ -200,6 +215,14 @@ METHODS: dict[str, Row] = {
     if not {unary, pair} <= {0.0, 0.02}  # these have rows of their own, with more seeds
 }
 
+METHODS |= {
+    "resnet18-dense": Row(resnet=True, train=RESNET_TRAINING),
+    "resnet18-cutout": Row(
+        resnet=True, train=RESNET_TRAINING | dict(augment=Augment(crop=4, cutout=12))
+    ),
+    "resnet18-ersm": Row(resnet=True, mask=_mask(layer="layer2"), train=RESNET_TRAINING),
+}
+
 # The published protocol (`protocol_runs`) on frozen maps of "ablation-dense": what distinguishes each
 # row; `mask` are settings of `EnergyMask.published`. As released, its biases do not train.
 _RELEASED = dict(fixed_bias=True)
@@ -227,6 +250,7 @@ BASELINES: dict[str, dict] = {
     "low-pass": dict(smoothing=Smoothing(stages=((0.0, 0.6),), low_pass=True)),
     "sdnet": dict(coding=Coding()),
     "sdnet-all": dict(coding=Coding(layers=None)),
+    "resnet18-sdnet": dict(coding=Coding(layers=("conv1",)), resnet=True),
 }
 
 # Something else than zero in a dropped token's place (chapters 6 and 9), on the ablation's network.
@@ -295,14 +319,14 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
             scale=scale,
             seed=seed,
             config=RunConfig(
-                backbone=(ABLATION_BACKBONE if row.ablation else BACKBONE)[scale],
+                backbone=_backbone(row, scale),
                 mask=row.mask,
-                train=replace(train, epochs=train.epochs * row.longer, **row.train),
+                train=replace(train, **dict(epochs=train.epochs * row.longer) | row.train),
                 train_images=IMAGES[scale],
                 test_images=IMAGES[scale],
             ),
             tolerance={"test_accuracy": TOLERANCE[scale]},
-            checkpoint=row.checkpoint,
+            checkpoint=row.checkpoint and scale != "full",
         )
         for method, row in METHODS.items()
         for seed in row.seeds_at(scale)
@@ -310,7 +334,7 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     compared = [
         _baseline(method, dataset, scale, seed, train)
         for method, row in BASELINES.items()
-        for seed in range(min(row.get("seeds", 3), SEEDS[scale]))
+        for seed in Row(resnet=row.get("resnet", False)).seeds_at(scale)
     ]
     varied = [
         _experiment(
@@ -326,7 +350,7 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
             checkpoint=row.get("checkpoint", False),
         )
         for method, row in VARIANTS.items()
-        for seed in range(min(row.get("seeds", 3), SEEDS[scale]))
+        for seed in Row(seeds=row.get("seeds")).seeds_at(scale)
     ]
     pruned = [
         _experiment(
@@ -364,6 +388,12 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     return trained + compared + varied + pruned + normalised + published
 
 
+def _backbone(row: Row, scale: str) -> backbones.CifarNetSettings | str:
+    if row.resnet:
+        return "resnet18"
+    return (ABLATION_BACKBONE if row.ablation else BACKBONE)[scale]
+
+
 def _ablation_parts(scale: str, train: TrainSettings) -> dict:
     """What every network of the ablation has in common, as settings of its config."""
     return dict(
@@ -384,13 +414,16 @@ def _experiment(
         seed=seed,
         config=config,
         tolerance={"test_accuracy": TOLERANCE[scale]},
-        checkpoint=checkpoint,
+        checkpoint=checkpoint and scale != "full",
     )
 
 
 def _baseline(method: str, dataset: str, scale: str, seed: int, train: TrainSettings) -> Experiment:
     parts = {name: BASELINES[method].get(name) for name in ("smoothing", "coding")}
-    config = BaselineConfig(**_ablation_parts(scale, train), **parts)
+    common = _ablation_parts(scale, train)
+    if BASELINES[method].get("resnet"):
+        common |= dict(backbone="resnet18", train=replace(train, **RESNET_TRAINING))
+    config = BaselineConfig(**common, **parts)
     return _experiment(method, dataset, scale, seed, config)
 
 
@@ -410,7 +443,7 @@ def _published(method: str, dataset: str, scale: str, seed: int) -> Experiment:
             test_images=IMAGES[scale],
         ),
         tolerance={"test_accuracy": TOLERANCE[scale]},
-        checkpoint=row.get("checkpoint", False),
+        checkpoint=row.get("checkpoint", False) and scale != "full",
     )
 
 
@@ -489,7 +522,7 @@ def find(name: str) -> Experiment:
 
 def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | None:
     """The experiment's record if it still stands, else None: see `why_not`."""
-    record = _read(experiment, root)
+    record = records.find(experiment.name, root=root)
     return record if record and not why_not(experiment, record, root=root) else None
 
 
@@ -507,7 +540,7 @@ def why_not(experiment: Experiment, record: dict, *, root: Path | None = None) -
     found = standing.of(record)
     if found.state == standing.STALE:
         return found.why
-    if experiment.checkpoint and record["checkpoint"] is None:
+    if experiment.checkpoint and (record["checkpoint"] is None or runs.only_cached(record)):
         return "its weights were not kept"
     wrong = runs.weights_wrong(record, root=root) if record["checkpoint"] else ""
     if wrong:
@@ -521,16 +554,9 @@ def why_not(experiment: Experiment, record: dict, *, root: Path | None = None) -
     return ""
 
 
-def _read(experiment: Experiment, root: Path | None) -> dict | None:
-    try:
-        return records.read(experiment.name, root=root)
-    except (records.RecordNotFound, records.RecordError):  # one of an older schema is none
-        return None
-
-
 def _record(experiment: Experiment, root: Path | None = None) -> dict | None:
     """The experiment's record if it was made with these settings, by whatever sources."""
-    record = _read(experiment, root)
+    record = records.find(experiment.name, root=root)
     return (
         record if record and not records.settings_off(record["config"], experiment.config) else None
     )

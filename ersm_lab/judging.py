@@ -26,6 +26,9 @@ networks can be compared image by image: `answers_by_condition`.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -58,9 +62,12 @@ from ersm_lab import (
 )
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import evaluating, replaced_mask
+from ersm_lab.files import write_whole
 from ersm_lab.runs import Experiment
+from ersm_lab.training import best_device
 
-BATCH = 250  # images a pass; larger ones leave the caches of a small machine
+KEPT_FROM = 5_000  # images: so many are not perturbed anew for every network
+BATCH = {"cpu": 250, "cuda": 2_500}  # images a pass; more leave the caches of a small machine
 # Whose tokens are ranked where no mask says which: of a CifarNet, of a ResNet-18.
 LAYERS = ("group1", "layer2")
 
@@ -222,8 +229,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "occlusion": Occlusion(images=None),
         "corruption": Corruption(images=None),
         "resolution": Resolution(images=None),
-        "attacks": Attacks(images=None),
-        "deletion": Deletion(images=None, curve_images=1_000, unit_images=200),
+        "attacks": Attacks(images=1_000, levels=(2, 4), batch_size=1_000),
+        "deletion": Deletion(images=2_000, curve_images=200, unit_images=20),
         "objects": Objects(images=None),
         "spurious": Spurious(images=10_000),
         "smoothing": smoothing_suite.SUITES["full"],
@@ -261,26 +268,27 @@ def occlusion(
 
     `mean` is over all but "clean" (`occluded`), and over those of each position, fill and size.
     """
-    grid = [
-        (position, fill, size)
-        for position in settings.positions
-        for fill in settings.fills
-        for size in settings.sizes
-    ]
-
-    def conditions() -> Iterator[tuple[str, Tensor]]:
-        yield "clean", data.images
-        for position, fill, size in grid:
-            covered = perturbations.occlude(
-                data.images, size=size, position=position, fill=fill, seed=settings.seed
-            )
-            yield f"{position}.{fill}.{size}", covered
-
+    grid = _occlusions(settings)
     groups = {"occluded": [_name(place) for place in grid]}
     for part in range(3):
         for value in dict.fromkeys(place[part] for place in grid):
             groups[str(value)] = [_name(place) for place in grid if place[part] == value]
-    return _under(model, data, conditions(), groups, bar=_bar("occlusion", len(grid) + 1, progress))
+    bar = _bar("occlusion", len(grid) + 1, progress)
+    return _under(model, data, _occluded(data, settings), groups, bar=bar)
+
+
+def _occlusions(settings: Occlusion) -> list[tuple[str, str, int]]:
+    places = (settings.positions, settings.fills, settings.sizes)
+    return list(itertools.product(*places))
+
+
+def _occluded(data: ImageSet, settings: Occlusion) -> Iterator[tuple[str, Tensor]]:
+    yield "clean", data.images
+    kept = _Kept.of(data.images)
+    for position, fill, size in _occlusions(settings):
+        place = {"position": position, "fill": fill, "size": size, "seed": settings.seed}
+        name = f"{position}.{fill}.{size}"
+        yield name, kept(name, settings.seed, partial(perturbations.occlude, data.images, **place))
 
 
 def corruption(
@@ -291,14 +299,7 @@ def corruption(
     `mean` is over `all` but "clean", over the kinds whose mean is usually reported (`corruptions`,
     `perturbations.CORRUPTIONS`), and over each group of kinds, each kind and each severity.
     """
-    grid = [(kind, severity) for kind in settings.kinds for severity in settings.severities]
-
-    def conditions() -> Iterator[tuple[str, Tensor]]:
-        yield "clean", data.images
-        for kind, severity in grid:
-            corrupted = perturbations.corrupt(data.images, kind, severity, seed=settings.seed)
-            yield f"{kind}.{severity}", corrupted
-
+    grid = list(itertools.product(settings.kinds, settings.severities))
     kinds = {"all": settings.kinds, "corruptions": perturbations.CORRUPTIONS}
     kinds |= perturbations.GROUPS | {kind: (kind,) for kind in settings.kinds}
     groups = {
@@ -308,9 +309,16 @@ def corruption(
     for severity in settings.severities:
         groups[str(severity)] = [_name(place) for place in grid if place[1] == severity]
     groups = {name: members for name, members in groups.items() if members}
-    return _under(
-        model, data, conditions(), groups, bar=_bar("corruption", len(grid) + 1, progress)
-    )
+    bar = _bar("corruption", len(grid) + 1, progress)
+    return _under(model, data, _corrupted(data, settings), groups, bar=bar)
+
+
+def _corrupted(data: ImageSet, settings: Corruption) -> Iterator[tuple[str, Tensor]]:
+    yield "clean", data.images
+    kept, seed = _Kept.of(data.images), settings.seed
+    for kind, severity in itertools.product(settings.kinds, settings.severities):
+        make = partial(perturbations.corrupt, data.images, kind, severity, seed=seed)
+        yield f"{kind}.{severity}", kept(f"{kind}.{severity}", seed, make)
 
 
 def resolution(
@@ -364,6 +372,48 @@ def attacks(
     return replace(found, metrics=metrics)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """Perturbed images of a large set, made once for all networks and kept in `data/cache`.
+
+    Attributes:
+        folder: where; None for a set so small that it is made each time.
+        device: of the images.
+    """
+
+    folder: Path | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, images: Tensor) -> _Kept:
+        if len(images) < KEPT_FROM:
+            return cls(folder=None, device=images.device)
+        code = records.source_hash([perturbations.__file__])[0]
+        content = hashlib.sha256(images.cpu().numpy()).hexdigest()
+        folder = records.home() / "data" / "cache" / "perturbed" / f"{code[:8]}-{content[:12]}"
+        return cls(folder=folder, device=images.device)
+
+    def __call__(self, name: str, seed: int, make: Callable[[], Tensor]) -> Tensor:
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{name}-seed{seed}.npy"
+        try:
+            return torch.from_numpy(np.load(path)).to(self.device)
+        except (OSError, ValueError):  # not there yet, or cut short
+            pass
+        made, content = make(), io.BytesIO()
+        np.save(content, made.cpu().numpy())
+        write_whole(path, content.getbuffer())
+        return made
+
+
+def prepare(suite: str, dataset: str, settings: Occlusion | Corruption) -> None:
+    """Make the perturbed test images of a suite beforehand, where they are kept; on the CPU."""
+    data = lab_data.load(dataset, "test", limit=settings.images)
+    for _ in {"occlusion": _occluded, "corruption": _corrupted}[suite](data, settings):
+        pass
+
+
 def _under(
     model: nn.Module,
     data: ImageSet,
@@ -383,8 +433,12 @@ def _under(
 def _predicted(model: nn.Module, data: ImageSet, images: Tensor) -> Tensor:
     """The class of each of these images, uint8 (N, H, W, 3), in the place of data's, (N,)."""
     with evaluating(model):
-        batches = replace(data, images=images).inputs(BATCH)
+        batches = replace(data, images=images).inputs(_batch(data))
         return torch.cat([model(x).argmax(1) for x, _ in batches])
+
+
+def _batch(data: ImageSet) -> int:
+    return BATCH[data.images.device.type]
 
 
 def _accuracies(
@@ -442,7 +496,7 @@ def deletion(
                 game=game,
                 convention=deletion_insertion.on_tokens(convention) if on_tokens else convention,
                 layer=layer if on_tokens else None,
-                batch_size=BATCH,
+                batch_size=_batch(data),
             )
             areas[name], blank[name] = curve.auc_by_image, curve.blank  # (N,), number
         place = _name((unit, convention.name, game))
@@ -481,7 +535,7 @@ def _least_first(
     right: dict[str, list[Tensor]] = {name: [] for name in keep}
     start = 0
     with evaluating(model):
-        for x, labels in data.inputs(BATCH):
+        for x, labels in data.inputs(_batch(data)):
             with replaced_mask(stage, torch.ones_like) if _is_mask(stage) else nullcontext():
                 whole = rankings.layer_tokens(model, layer, x)  # (B, C, H, W), nothing masked
             with rankings.rest_of_network(model, layer, x) as rest:
@@ -833,10 +887,11 @@ def judge(
         )
     restore = restore or partial(experiments.restore, root=networks, progress=progress)
     model = restore(experiment, network)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(best_device())
     facts = records.provenance(
         sources(suite, model, experiment.dataset), device=device, precision="32-true"
     )
+    facts["device"] |= runs.beside()
     begun = time.perf_counter()
     test = lab_data.load(experiment.dataset, "test", limit=asked.images, device=device)
     loaded = time.perf_counter() - begun
@@ -882,9 +937,8 @@ def valid_judgement(
     networks: Path | None = None,
 ) -> dict | None:
     """The record of a suite if it still stands, else None: see `why_not`."""
-    try:
-        record = records.read(judgement_name(experiment, suite), root=root)
-    except (records.RecordNotFound, records.RecordError):
+    record = records.find(judgement_name(experiment, suite), root=root)
+    if record is None:
         return None
     asked = {"settings": settings, "networks": networks or root}
     return None if why_not(experiment, suite, record, **asked) else record

@@ -33,6 +33,10 @@ CARDS: dict[str, tuple[str, ...]] = {
     "sdnet": (*_CARD, "lambda"),
     "sdnet-all": ("lambda",),
     "pruned": _CARD,
+    "resnet18-dense": _CARD,
+    "resnet18-cutout": _CARD,
+    "resnet18-ersm": _CARD,
+    "resnet18-sdnet": _CARD,
 } | {
     method: ("occlusion",) for method, row in experiments.VARIANTS.items() if row.get("checkpoint")
 }

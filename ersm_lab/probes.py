@@ -59,7 +59,7 @@ EPOCHS, BATCH, TRAIN_IMAGES, TEST_IMAGES = 3, 64, 256, 64  # of a training: twel
 # At the rates of a speed run twelve steps make 3 % of a rounding error in single precision. In double
 # precision and at this share of the rate, machines agree to 1e-4; what training changes is measured
 # from where it started, so that little movement is enough.
-SLOWER = 0.03
+SLOWER, RATE = 0.03, 0.75
 SUITE_IMAGES = 16
 CLASSES = len(shapes.CLASSES)
 MOST_CALLS = 128  # numbers of a suite: one for each pass, or the mean of neighbouring passes
@@ -133,7 +133,8 @@ def tiny(experiment: Experiment) -> Experiment:
     config = experiment.config
     train = replace(config.train, epochs=EPOCHS, batch_size=BATCH, precision="32-true")
     if not isinstance(config, PublishedConfig):  # a linear head on frozen maps amplifies nothing
-        slow = SLOWER * config.train.learning_rate
+        sgd = config.train.optimiser == "sgd"  # whose rates, of all scales, are probed at one
+        slow = SLOWER * (RATE if sgd else config.train.learning_rate)
         train = replace(train, precision="64-true", learning_rate=slow)
     config = replace(config, train=train, train_images=TRAIN_IMAGES, test_images=TEST_IMAGES)
     return _placed(_half_open(_narrow(config)))
@@ -155,7 +156,15 @@ def _narrow(config: Any) -> Any:
     backbone = config.backbone
     if isinstance(backbone, CifarNetSettings):
         widths = (*SMOKE.widths, *SMOKE.widths[-1:] * len(backbone.widths))[: len(backbone.widths)]
-        return replace(config, backbone=replace(backbone, widths=widths, stem_channels=12))
+        stem = {"stem_channels": 12, "stem_kernel": 4, "stem_stride": 2}
+        return replace(config, backbone=replace(backbone, widths=widths, **stem))
+    if backbone == "resnet18":  # torchvision's network itself would take minutes
+        parts = {"backbone": CifarNetSettings()}
+        if getattr(config, "mask", None):
+            parts["mask"] = replace(config.mask, layer="group1")
+        if getattr(config, "coding", None):
+            parts["coding"] = replace(config.coding, layers=("group1.0",))
+        return _narrow(replace(config, **parts))
     return config
 
 
@@ -205,25 +214,20 @@ def _alone() -> Iterator[Path]:
     Networks that train in double precision are given images in double precision, also by what only
     knows single precision.
     """
-    before, threads, lots = (
-        os.environ.get("ERSM_HOME"),
-        torch.get_num_threads(),
-        torch.get_rng_state(),
-    )
+    before = {name: os.environ.get(name) for name in ("ERSM_HOME", "ERSM_DEVICE")}
+    threads, lots = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
     widening = register_module_forward_pre_hook(_widen)
     with tempfile.TemporaryDirectory(prefix="ersm-probe-") as folder:
-        os.environ["ERSM_HOME"] = folder
+        os.environ |= {"ERSM_HOME": folder, "ERSM_DEVICE": "cpu"}  # a GPU rounds otherwise
         try:
             yield Path(folder)
         finally:
             widening.remove()
             torch.set_num_threads(threads)
             torch.set_rng_state(lots)
-            if before is None:
-                del os.environ["ERSM_HOME"]
-            else:
-                os.environ["ERSM_HOME"] = before
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _widen(module: nn.Module, args: tuple) -> tuple:

@@ -144,13 +144,15 @@ def git_state(code: str | Path | None = None) -> tuple[str | None, bool | None]:
     Changes under `data/` do not count: recording one run must not make the next one dirty.
 
     Returns:
-        (40 hex digits, dirty), or (None, None) outside of a repository of its own or without git.
+        (40 hex digits, dirty), or (None, None) outside of a repository of its own or without git. A
+        copy that has left its history behind is told its commit by ERSM_COMMIT.
     """
     base = Path(code).resolve() if code is not None else code_folder()
     top = _git(base, "rev-parse", "--show-toplevel")
     commit = _git(base, "rev-parse", "--verify", "HEAD")
     if top is None or commit is None or Path(top).resolve() != base:
-        return None, None
+        told = os.environ.get("ERSM_COMMIT")
+        return (told, False) if told else (None, None)
     changes = _git(base, "status", "--porcelain", "--", ".", ":(exclude)data")
     return commit, None if changes is None else bool(changes)
 

@@ -47,6 +47,7 @@ __all__ = [
     "default_of",
     "describe_device",
     "describe_packages",
+    "find",
     "flatten",
     "git_state",
     "group",
@@ -209,6 +210,15 @@ def read(name_or_path: str | Path, *, root: str | Path | None = None) -> dict[st
         hint = f"the nearest: {', '.join(nearest)}" if nearest else "make it with the verb run"
         raise RecordNotFound(f"no record named {name_or_path!r} in {results_dir(root)}; {hint}")
     return _load(path, name_or_path)
+
+
+def find(name: str, *, root: str | Path | None = None) -> dict[str, Any] | None:
+    """The record of a name, or None where there is none that is valid; arguments as of `read`."""
+    path = results_dir(root) / f"{name}.json"
+    try:
+        return _load(path, name) if path.is_file() else None
+    except RecordError:  # one of an older schema, say
+        return None
 
 
 def read_all(

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ import torch
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import checkpoints, controls, evaluation, records
+from ersm_lab import backbones, checkpoints, controls, evaluation, records
 from ersm_lab import data as lab_data
-from ersm_lab.backbones import CifarNet, CifarNetSettings, resnet18
+from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.files import Damaged, set_aside, write_whole
 from ersm_lab.training import TrainSettings, make_fabric, train
 
+SAVE_EVERY = 2.0  # seconds between two checkpoints of a training on a GPU, whose epochs are short
+CACHED_WEIGHTS = "data/cache/weights"
 SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
 
 
@@ -69,7 +72,7 @@ class Experiment:
 
     Attributes:
         tolerance: how far a re-run's metrics may be from the record's.
-        checkpoint: keep the trained weights beside the record.
+        checkpoint: keep the trained weights in the repository; else they lie in `data/cache`.
     """
 
     method: str
@@ -99,10 +102,7 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
     """The untrained network of an experiment; its start is drawn from the experiment's seed."""
     config = experiment.config
     torch.manual_seed(experiment.seed)
-    if config.backbone == "resnet18":
-        model = resnet18(classes=classes)
-    else:
-        model = CifarNet(config.backbone, classes=classes)
+    model = backbones.make(config.backbone, classes=classes)
     place = config.mask
     for layer in place.layers if place else ():
         if place.preset in controls.KINDS:
@@ -155,6 +155,7 @@ def run(
     precision = {"precision": str(fabric._precision.precision)}
     code = parts.sources(experiment) if parts else sources(experiment)
     facts = records.provenance(code, device=fabric.device.type, **precision)
+    facts["device"] |= beside()
     training = lab_data.load(experiment.dataset, "train", limit=config.train_images)
     validation = lab_data.load(experiment.dataset, "val", limit=config.test_images).to(
         fabric.device
@@ -171,6 +172,7 @@ def run(
         fabric=fabric,
         after_epoch=lambda m: evaluation.progress(m, validation),
         checkpoint=resume,
+        save_every=0.0 if fabric.device.type == "cpu" else SAVE_EVERY,
         trunk=None if parts else trunk_path(experiment, root, _machine(facts)),
         progress=progress,
     )
@@ -199,7 +201,8 @@ def keep(
     probe: dict | None = None,
     root: Path,
 ) -> dict:
-    """Write a run's record, and its checkpoint if the experiment wants one.
+    """Write a run's record and its checkpoint, which is kept in `data/cache` only where the experiment
+    does not want it in the repository.
 
     A checkpoint is named after its hash, and written before the record that names it: whatever happens
     meanwhile, the record that is there has its weights. Those of the record before are then removed;
@@ -215,11 +218,10 @@ def keep(
     Returns:
         The record.
     """
-    content, checkpoint = checkpoints.as_bytes(state), None
-    if experiment.checkpoint:
-        digest = hashlib.sha256(content).hexdigest()
-        file = f"data/checkpoints/{experiment.name}-{digest[:8]}.pt"
-        checkpoint = {"file": file, "sha256": digest}
+    content = checkpoints.as_bytes(state)
+    digest = hashlib.sha256(content).hexdigest()
+    folder = "data/checkpoints" if experiment.checkpoint else CACHED_WEIGHTS
+    checkpoint = {"file": f"{folder}/{experiment.name}-{digest[:8]}.pt", "sha256": digest}
     record = records.validated(
         {
             **found,
@@ -242,8 +244,7 @@ def keep(
             set_aside(root / before["file"], error)
         except OSError:  # gone, or not to be read now
             pass
-    if checkpoint:
-        write_whole(root / checkpoint["file"], content)
+    write_whole(root / checkpoint["file"], content)
     records.write(record, root=root)
     now = _checkpoint_of(experiment.name, root)  # another process may have written meanwhile
     if before and before != now:
@@ -252,10 +253,8 @@ def keep(
 
 
 def _checkpoint_of(name: str, root: Path) -> dict | None:
-    try:
-        return records.read(name, root=root)["checkpoint"]
-    except (records.RecordNotFound, records.RecordError):
-        return None
+    record = records.find(name, root=root)
+    return record and record["checkpoint"]
 
 
 def resume_path(experiment: Experiment, facts: dict, root: Path, *more: int) -> Path:
@@ -297,6 +296,12 @@ def trunk_path(experiment: Experiment, root: Path, *more: Any) -> Path:
     return root / "data" / "cache" / "trunks" / place
 
 
+def beside() -> dict[str, int]:
+    """How many runs share the device, where a queue has several at a time: clocks depend on it."""
+    workers = int(os.environ.get("ERSM_WORKERS", "1"))
+    return {"workers": workers} if workers > 1 else {}
+
+
 def pack(answers: torch.Tensor) -> str:
     """Bools (N,) as base64 text, eight of them a byte; `unpack` is the way back."""
     return base64.b64encode(np.packbits(answers.numpy()).tobytes()).decode()
@@ -327,8 +332,7 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
         Damaged: the checkpoint is not the one that was recorded.
     """
     state = load_state(record, root=root)
-    head = "fc.weight" if experiment.config.backbone == "resnet18" else "head.weight"
-    model = build(experiment, classes=len(state[head]))
+    model = build(experiment, classes=backbones.classes_of(state))
     model.load_state_dict(state)
     return model.to(memory_format=torch.channels_last).eval()
 
@@ -344,9 +348,18 @@ def weights_file(record: dict, *, root: Path | None = None) -> Path:
     return (Path(root) if root else records.home()) / record["checkpoint"]["file"]
 
 
+def only_cached(record: dict) -> bool:
+    """Whether the weights are not in the repository, but in the cache of the machine that made them."""
+    kept = record["checkpoint"]
+    return kept is not None and kept["file"].startswith(f"{CACHED_WEIGHTS}/")
+
+
 def weights_wrong(record: dict, *, root: Path | None = None) -> str:
-    """Why the recorded weights cannot be had: no file, or another; empty where they can."""
+    """Why the recorded weights cannot be had: no file, or another; empty where they can, and where
+    they were cached on another machine."""
     path = weights_file(record, root=root)
+    if only_cached(record) and not path.exists():
+        return ""
     try:
         seen = path.stat()
         digest = _sha256(path, seen.st_mtime_ns, seen.st_size)

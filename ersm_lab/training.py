@@ -7,6 +7,7 @@ by the energy masks that it may carry.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -107,6 +108,14 @@ class TrainSettings:
         checks.choice("precision", self.precision, ("auto", *PRECISIONS))
 
 
+def best_device() -> str:
+    """ "cuda" where there is a GPU, else "cpu"; ERSM_DEVICE names one of them instead."""
+    named = os.environ.get("ERSM_DEVICE", "")
+    if named not in ("", "cpu", "cuda"):
+        raise ValueError(f'ERSM_DEVICE must be "cpu" or "cuda", got {named!r}')
+    return named or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def resolve_precision(precision: str, device: str = "cpu") -> str:
     """What "auto" means on this device; other names are returned as they are."""
     if precision != "auto":
@@ -124,7 +133,9 @@ def make_fabric(*, precision: str = "auto", device: str = "auto", processes: int
     One process asks nothing of a cluster whose variables it may find around it, such as Slurm's in a
     Jupyter session.
     """
-    kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device if device != "auto" else best_device()
+    if kind == "cuda":
+        torch.backends.cudnn.benchmark = True  # batches are all of one size
     strategy = DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto"
     fabric = Fabric(
         accelerator=kind,
@@ -146,6 +157,7 @@ def train(
     fabric: Fabric | None = None,
     after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
+    save_every: float = 0.0,
     trunk: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
@@ -166,6 +178,7 @@ def train(
         fabric: devices and precision; None for this machine's best single device.
         after_epoch: measured on the model in evaluation mode after every epoch, for the curve.
         checkpoint: file that is written after every epoch and resumed from if there.
+        save_every: seconds that lie between two checkpoints at least.
         trunk: file of the epochs before `settings.mask_start`, in which networks that differ in
             nothing but their mask are the same: continued from if there, else written on the way.
         progress: show a bar.
@@ -174,6 +187,9 @@ def train(
         One row an epoch: epoch, steps since the start, loss, regulariser, kept (mean mask),
         learning_rate, seconds of training since the start, what `after_epoch` returned, and
         shared=True if it was taken from the trunk.
+
+    Raises:
+        ValueError: the loss is no longer a number.
     """
     fabric = fabric or make_fabric(precision=settings.precision)
     batches = data.to(fabric.device).batches(
@@ -205,7 +221,8 @@ def train(
     if not curve and trunk and trunk.is_file() and shared:
         curve = _branch(trunk, bare, optimiser, schedule)
     masks = [m for m in bare.modules() if isinstance(m, EnergyMask)]
-    noise = [mask.noise for mask in masks]
+    noise, watched = [mask.noise for mask in masks], [mask.check_nan for mask in masks]
+    saved_at = time.perf_counter()
     bar = tqdm(
         total=total,
         initial=len(curve) * len(batches),
@@ -216,6 +233,8 @@ def train(
         # Mask noise: the same after a resume, another one in every process.
         torch.manual_seed((seed * 1_000_003 + epoch) * fabric.world_size + fabric.global_rank)
         model.train()
+        for mask in masks:  # on a GPU every look at a value waits for all that was asked of it
+            mask.check_nan = mask.check_nan and fabric.device.type == "cpu"
         begun, sums = time.perf_counter(), torch.zeros(3, device=fabric.device)
         for step, (x, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
             ramp = mask_ramp(step / total, settings)
@@ -237,6 +256,11 @@ def train(
             sums += torch.stack([loss.detach(), regulariser.detach(), _kept(masks, loss)])
             bar.update()
         loss, regulariser, kept = (fabric.all_reduce(sums) / len(batches)).tolist()
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss of epoch {epoch + 1} is {loss}: choose a lower learning_rate than "
+                f"{settings.learning_rate:g}, or look for NaN in the images"
+            )
         seconds = time.perf_counter() - begun + (curve[-1]["seconds"] if curve else 0.0)
         row = {"epoch": epoch + 1, "steps": step + 1}
         row |= {"loss": loss, "regulariser": regulariser, "kept": kept}
@@ -252,13 +276,15 @@ def train(
         )
         if trunk and epoch + 1 == shared and fabric.global_rank == 0:
             _save_trunk(trunk, bare, optimiser, curve)
-        if checkpoint and fabric.global_rank == 0:  # last: what goes on from here lacks nothing
+        due = time.perf_counter() - saved_at >= save_every
+        if checkpoint and due and fabric.global_rank == 0:  # last: what goes on lacks nothing
             _save(checkpoint, parts, settings, seed, curve)
+            saved_at = time.perf_counter()
     bar.close()
     if average is not None:
         bare.load_state_dict(average.module.state_dict())
-    for mask, scale in zip(masks, noise, strict=True):
-        mask.enabled, mask.noise = True, scale
+    for mask, scale, watch in zip(masks, noise, watched, strict=True):
+        mask.enabled, mask.noise, mask.check_nan = True, scale, watch
     bare.eval()
     return curve
 

@@ -1,0 +1,386 @@
+"""The records of a scale in the order of their worth, several at a time, within a time that is given.
+
+    python -m ersm_lab run --scale full --within 900 --workers 12
+
+Workers are processes that share the device: one GPU, or the cores of a machine. Each record is written
+as it ends. Nothing is begun that is not expected to end in time; what is still running when the time is
+over is stopped, and a later call goes on from its last checkpoint. A run that fails, or whose worker
+dies, costs itself and what needs it; all others get their turn.
+
+How long a task takes is guessed from those of its kind that ended in this call, else from the records
+of this scale on a device of this type, else from `GUESS`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
+from statistics import mean
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ersm_lab import (
+    baselines,
+    data,
+    experiments,
+    judging,
+    perturbations,
+    plan,
+    probes,
+    records,
+    runs,
+)
+from ersm_lab.baselines import BaselineConfig
+from ersm_lab.inverse_scale import PathSettings
+from ersm_lab.plan import Job
+from ersm_lab.training import best_device
+
+# Seconds, by scale and type of device, of a task whose like nobody has timed.
+GUESS = {
+    ("smoke", "cpu"): 20,
+    ("smoke", "cuda"): 10,
+    ("laptop", "cpu"): 400,
+    ("laptop", "cuda"): 30,
+    ("full", "cpu"): 7_200,
+    ("full", "cuda"): 30,
+}
+FIRST_SUITES = ("resolution", "occlusion", "corruption")  # that claims are judged by, and quick
+PART = 5_000  # training images that one task smooths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a worker does in one go.
+
+    Attributes:
+        name: of the record, or of what is made beforehand.
+        like: kinds of task that take about as long, the nearest first.
+        work: what is done; it can be sent to another process.
+        needs: names of tasks that come first.
+        worth: the smaller, the earlier.
+    """
+
+    name: str
+    like: tuple[str, ...]
+    work: Callable[[], str]
+    needs: tuple[str, ...] = ()
+    worth: tuple = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train an experiment, with the record of its probes."""
+
+    job: Job
+
+    def __call__(self) -> str:
+        experiment = self.job.experiment
+        record = experiments.run(experiment, probe=probes.taken(experiment), progress=False)
+        return f"test_accuracy {record['metrics']['test_accuracy']:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Ask a trained network a suite."""
+
+    job: Job
+
+    def __call__(self) -> str:
+        experiment, suite = self.job.experiment, self.job.suite
+        probe = probes.taken(experiment, suite)
+        record = judging.judge(experiment, suite, probe=probe, progress=False)
+        found = record["metrics"].get("mean") or record["metrics"].get("accuracy") or {}
+        return ", ".join(f"{name} {v:.3f}" for name, v in found.items() if isinstance(v, float))[
+            :60
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturb:
+    """Make perturbed test images, which all networks are then asked."""
+
+    suite: str
+    dataset: str
+    settings: judging.Occlusion | judging.Corruption
+
+    def __call__(self) -> str:
+        judging.prepare(self.suite, self.dataset, self.settings)
+        return "made"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smooth:
+    """Simplify a part of the training images, for all baselines that are trained on them."""
+
+    dataset: str
+    level: float
+    path: PathSettings
+    part: slice
+
+    def __call__(self) -> str:
+        images = data.load(self.dataset, "train").images[self.part]
+        baselines.at_level(images, self.level, path=self.path, progress=False)
+        return "made"
+
+
+def tasks(
+    scale: str,
+    *,
+    dataset: str = "auto",
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    cards: bool = True,
+) -> list[Task]:
+    """What is missing of a scale, the most worthy first; arguments and errors as of `plan.plan`."""
+    jobs = plan.plan(scale, dataset=dataset, methods=methods, cards=cards)
+    jobs = {n: job for n, job in jobs.items() if seeds is None or job.experiment.seed in seeds}
+    made = {}
+    for job in jobs.values():
+        for task in _beforehand(job):
+            made[task.name] = task
+    asked = [_task(job, jobs, made) for job in jobs.values() if _can_be_asked(job, jobs)]
+    main = data.default_dataset() if dataset == "auto" else dataset
+    return sorted([*made.values(), *asked], key=lambda task: (main not in task.name, task.worth))
+
+
+def _task(job: Job, jobs: Mapping[str, Job], made: Mapping[str, Task]) -> Task:
+    first = [task.name for task in _beforehand(job) if task.name in made]
+    needs = tuple([name for name in job.needs if name in jobs] + first)
+    work = Train(job=job) if job.suite is None else Judge(job=job)
+    return Task(name=job.name, like=_like(job), work=work, needs=needs, worth=_worth(job))
+
+
+def _like(job: Job) -> tuple[str, ...]:
+    method, suite = job.experiment.method, job.suite or "train"
+    family = f"{suite} resnet18" if method.startswith("resnet18") else suite
+    return (f"{suite} {method}", family)
+
+
+def _can_be_asked(job: Job, jobs: Mapping[str, Job]) -> bool:
+    """Whether the network of a suite is trained here before, or its weights lie here."""
+    if job.suite is None or job.experiment.name in jobs:
+        return True
+    record = experiments.valid_record(job.experiment)
+    return bool(record and record["checkpoint"] and runs.weights_file(record).is_file())
+
+
+def _worth(job: Job) -> tuple:
+    """Networks of the head-to-head, seed by seed; what they do behind occluders and under corruption;
+    the ResNets; slow suites; all others."""
+    method, seed = job.experiment.method, job.experiment.seed
+    compared = "attacks" in plan.CARDS.get(method, ())  # the whole card
+    resnet = method.startswith("resnet18")
+    if compared and not resnet and job.suite is None:
+        block = 0 if method == "ablation-dense" else 2
+    elif compared and not resnet and job.suite in FIRST_SUITES:
+        block = 3
+    elif resnet and (job.suite is None or job.suite in FIRST_SUITES):
+        block = 4
+    else:
+        block = 5 if compared else 6
+    return (block, seed, job.suite is not None)
+
+
+def _beforehand(job: Job) -> list[Task]:
+    """What is made once for many: perturbed test images, smoothed training images."""
+    experiment, config = job.experiment, job.experiment.config
+    dataset, found = experiment.dataset, []
+    if job.suite in ("occlusion", "corruption"):
+        settings = judging.PRESETS[experiment.scale][job.suite]
+        if (settings.images or records.TEST_IMAGES) < judging.KEPT_FROM:
+            return []
+        if job.suite == "occlusion":
+            parts = {p: replace(settings, positions=(p,)) for p in settings.positions}
+        else:
+            parts = {kind: replace(settings, kinds=(kind,)) for kind in perturbations.KINDS}
+        for part, own in parts.items():
+            work = Perturb(suite=job.suite, dataset=dataset, settings=own)
+            found.append((f"{dataset}: {part}", work))
+    elif job.suite is None and isinstance(config, BaselineConfig) and config.smoothing:
+        count, path = config.train_images or data.SHAPES_SIZE["train"], config.smoothing.path
+        levels = {level for _, level in config.smoothing.stages if level}
+        for level, start in itertools.product(sorted(levels), range(0, count, PART)):
+            part = slice(start, min(start + PART, count))
+            work = Smooth(dataset=dataset, level=level, path=path, part=part)
+            found.append((f"{dataset}: training images {start}+ at {level:g}", work))
+    return [Task(name=name, like=("prepare",), work=work, worth=(1,)) for name, work in found]
+
+
+# --- how long things take --------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Guesses how long a task takes; learns from those that ended.
+
+    Attributes:
+        guess: seconds of a task that is like none before.
+        seen: {kind of task: seconds of those that ended}.
+        recorded: {kind of task: mean seconds of the records}.
+    """
+
+    guess: float
+    recorded: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scale: str) -> Clock:
+        device, taken = best_device(), {}
+        for record in records.read_all(scale=scale):
+            if record["device"]["type"] == device and record["tolerance"]:
+                method, _, suite = record["method"].rpartition(".")
+                if not record["config"].get("judged"):
+                    method, suite = record["method"], "train"
+                family = f"{suite} resnet18" if method.startswith("resnet18") else suite
+                for kind in (f"{suite} {method}", family):
+                    taken.setdefault(kind, []).append(sum(record["seconds"].values()))
+        recorded = {kind: mean(seconds) for kind, seconds in taken.items()}
+        return cls(guess=GUESS[scale, device], recorded=recorded)
+
+    def note(self, task: Task, seconds: float) -> None:
+        for kind in task.like:
+            self.seen.setdefault(kind, []).append(seconds)
+
+    def seconds(self, task: Task) -> float:
+        for kind in task.like:
+            if kind in self.seen:
+                return max(self.seen[kind][-8:])
+        for kind in task.like:
+            if kind in self.recorded:
+                return self.recorded[kind]
+        return self.guess
+
+
+# --- working ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What became of the tasks: names, and of those that failed also why."""
+
+    done: tuple[str, ...]
+    failed: dict[str, str]
+    left: tuple[str, ...]
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    line: connection.Connection
+    task: Task | None = None
+    begun: float = 0.0
+
+
+def work(
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    within: float | None = None,
+    clock: Clock,
+    threads: int = 1,
+    progress: bool = True,
+) -> Summary:
+    """Hand tasks to workers until none is left that would end in time.
+
+    Args:
+        tasks: in the order of their worth.
+        workers: processes.
+        within: seconds from now; None is as long as it takes.
+        clock: guesses seconds.
+        threads: of each worker.
+        progress: show a bar.
+    """
+    waiting = list(tasks)
+    end = time.monotonic() + (within if within is not None else float("inf"))
+    done: list[str] = []
+    failed: dict[str, str] = {}
+    crew = [_hire(workers, threads) for _ in range(min(workers, len(waiting)))]
+    bar = tqdm(total=len(waiting), unit="task", disable=not progress)
+    try:
+        while True:
+            for worker in crew:
+                ended = {*done, *failed}
+                task = None if worker.task else _next(waiting, ended, clock, end - time.monotonic())
+                if task:
+                    waiting.remove(task)
+                    worker.task, worker.begun = task, time.monotonic()
+                    worker.line.send(task)
+            busy = [worker for worker in crew if worker.task]
+            left = end - time.monotonic()
+            if not busy or left <= 0:
+                break
+            for worker in _answered(busy, min(left, 5.0)):
+                seconds = time.monotonic() - worker.begun
+                task, worker.task = worker.task, None
+                try:
+                    well, words = worker.line.recv()
+                except (EOFError, ConnectionError):  # nobody is there any more
+                    worker.process.join()
+                    well, words = False, f"its process died ({worker.process.exitcode})"
+                    crew[crew.index(worker)] = _hire(workers, threads)
+                if well:
+                    done.append(task.name)
+                    clock.note(task, seconds)
+                else:
+                    failed[task.name] = words.strip().splitlines()[-1]
+                    tqdm.write(words)
+                tqdm.write(
+                    f"{'done' if well else 'FAILED'} {task.name} {seconds:.0f} s {words[-60:]}"
+                )
+                bar.update()
+    finally:
+        stopped = [worker.task.name for worker in crew if worker.task]
+        for worker in crew:
+            worker.process.terminate()
+        for worker in crew:
+            worker.process.join(5)
+            worker.process.kill()
+        bar.close()
+    left = (*stopped, *(task.name for task in waiting))
+    return Summary(done=tuple(done), failed=failed, left=left)
+
+
+def _next(waiting: Sequence[Task], ended: set[str], clock: Clock, left: float) -> Task | None:
+    """The first task that needs nothing that has not ended, and that would itself end in time. What
+    needs something that failed will say so itself, or do without."""
+    ready = (task for task in waiting if ended.issuperset(task.needs))
+    return next((task for task in ready if clock.seconds(task) <= left), None)
+
+
+def _answered(busy: Sequence[_Worker], seconds: float) -> list[_Worker]:
+    ready = connection.wait([worker.line for worker in busy], timeout=seconds)
+    return [worker for worker in busy if worker.line in ready]
+
+
+def _hire(workers: int, threads: int) -> _Worker:
+    spawn = get_context("spawn")  # a fork would copy torch's threads half, and no CUDA at all
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs, workers, threads), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process=process, line=ours)
+
+
+def _serve(line: connection.Connection, workers: int, threads: int) -> None:
+    os.environ["ERSM_WORKERS"] = str(workers)
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            task: Task = line.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer: tuple[bool, Any] = True, task.work()
+        except Exception:  # the next task may go well
+            answer = False, traceback.format_exc()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        line.send(answer)

@@ -1,0 +1,124 @@
+"""The queue: order of worth, needs, deadlines, and workers that fail or die."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from ersm_lab import plan, queue, records
+from ersm_lab.queue import Clock, Task
+
+
+@dataclass(frozen=True)
+class Note:
+    """Appends its name to a file; picklable, as work for another process has to be."""
+
+    name: str
+    file: str
+    seconds: float = 0.0
+    does: str = ""
+
+    def __call__(self) -> str:
+        if self.does == "die":
+            os._exit(9)
+        if self.does == "fail":
+            raise MemoryError("CUDA out of memory")
+        time.sleep(self.seconds)
+        with open(self.file, "a") as file:
+            file.write(f"{self.name} {os.environ['ERSM_WORKERS']}\n")
+        return "well"
+
+
+def task(name, file, *, needs=(), like=("short",), **settings):
+    return Task(name=name, like=like, work=Note(name, str(file), **settings), needs=needs)
+
+
+def written(file):
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def work(tasks, clock=None, **settings):
+    return queue.work(tasks, clock=clock or Clock(guess=0.1), progress=False, **settings)
+
+
+def test_what_is_needed_comes_first_and_else_the_order_is_kept(tmp_path):
+    file = tmp_path / "done"
+    asked = [task("c", file, needs=("b",)), task("a", file), task("b", file), task("d", file)]
+    found = work(asked, workers=1)
+    assert written(file) == ["a", "b", "c", "d"]
+    assert set(found.done) == {*"abcd"} and not found.failed and not found.left
+
+
+def test_a_worker_that_dies_or_fails_costs_its_own_run_only(tmp_path):
+    file = tmp_path / "done"
+    asked = [
+        task("dies", file, does="die"),
+        task("fails", file, does="fail"),
+        *[task(name, file) for name in "abcd"],
+    ]
+    found = work(asked, workers=2)
+    assert sorted(written(file)) == [*"abcd"] and sorted(found.done) == [*"abcd"]
+    assert found.failed["dies"] == "its process died (9)"
+    assert "CUDA out of memory" in found.failed["fails"]
+
+
+def test_nothing_is_begun_that_would_not_end_in_time(tmp_path):
+    file = tmp_path / "done"
+    clock = Clock(guess=0.1, recorded={"long": 1_000.0})
+    asked = [task("long", file, like=("long",)), task("short", file)]
+    found = work(asked, clock=clock, workers=1, within=60)
+    assert written(file) == ["short"] and found.left == ("long",)
+
+
+def test_what_is_still_running_at_the_end_is_stopped_and_left(tmp_path):
+    file, begun = tmp_path / "done", time.monotonic()
+    found = work([task("sleeps", file, seconds=600)], workers=1, within=3)
+    assert found.left == ("sleeps",) and not written(file)
+    assert time.monotonic() - begun < 60
+
+
+def test_the_clock_believes_what_it_saw_before_what_is_recorded_before_a_guess(tmp_path):
+    clock = Clock(guess=9.0, recorded={"train": 5.0})
+    own, family = (
+        task(name, tmp_path, like=(f"train {name}", "train")) for name in ("own", "other")
+    )
+    assert Clock(guess=9.0).seconds(own) == 9.0
+    assert clock.seconds(own) == 5.0
+    clock.note(own, 2.0)
+    assert clock.seconds(own) == clock.seconds(family) == 2.0
+    clock.note(family, 3.0)
+    assert clock.seconds(own) == 2.0
+
+
+@pytest.fixture
+def full():
+    return queue.tasks("full", dataset="cifar10")
+
+
+def test_a_suite_waits_for_its_network_and_for_what_is_made_beforehand(full):
+    named = {t.name: t for t in full}
+    asked = named["full/cifar10/gentle.corruption/seed1"]
+    assert "full/cifar10/gentle/seed1" in asked.needs and "cifar10: fog" in asked.needs
+    assert all(need in named for t in full for need in t.needs)
+    smoothed = named["full/cifar10/isvs-iterative/seed0"].needs
+    assert {name.rsplit(" at ", 1)[1] for name in smoothed} == {"0.6", "0.8"}
+
+
+def test_compared_networks_come_before_their_cards_and_these_before_all_others(full):
+    place = {t.name: number for number, t in enumerate(full)}
+    compared = [m for m, card in plan.CARDS.items() if "attacks" in card and "resnet" not in m]
+    last_network = max(place[f"full/cifar10/{m}/seed4"] for m in compared)
+    assert last_network < place["full/cifar10/ablation-ersm.occlusion/seed0"]
+    assert place["full/cifar10/ablation-ersm.occlusion/seed4"] < place["full/cifar10/literal/seed0"]
+
+
+def test_a_smoke_queue_trains_and_asks_and_a_second_one_has_nothing_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
+    asked = {"dataset": "shapes", "methods": ["pruned"]}
+    todo = [t for t in queue.tasks("smoke", **asked) if t.like[1] in ("train", "resolution")]
+    found = work(todo, workers=2, within=300)
+    assert not found.failed and len(found.done) == 2
+    kept = records.read("smoke/shapes/pruned.resolution/seed0")
+    assert kept["device"]["workers"] == 2
+    assert not {t.name for t in queue.tasks("smoke", **asked)} & {*found.done}
