@@ -402,6 +402,7 @@ def _run_queue(options: argparse.Namespace) -> int:
     if options.plan:
         return 0
     settings = {"workers": workers, "within": options.within, "threads": options.threads}
+    settings["helpers"] = queue.helpers(workers)
     found = queue.work(todo, clock=clock, **settings)
     print(f"{len(found.done)} done, {len(found.failed)} failed, {len(found.left)} left for later")
     for name, reason in found.failed.items():

@@ -432,7 +432,8 @@ def _under(
 
 def _predicted(model: nn.Module, data: ImageSet, images: Tensor) -> Tensor:
     """The class of each of these images, uint8 (N, H, W, 3), in the place of data's, (N,)."""
-    with evaluating(model):
+    low = images.is_cuda  # whose half precision has the mantissa of the TF32 it would take else
+    with evaluating(model), torch.autocast(images.device.type, torch.float16, enabled=low):
         batches = replace(data, images=images).inputs(_batch(data))
         return torch.cat([model(x).argmax(1) for x, _ in batches])
 
@@ -779,6 +780,7 @@ SUITES: dict[str, Callable[..., Finding]] = {
     "smoothing": smoothing,
     "lambda": lambdas,
 }
+UNDER_CONDITIONS = ("occlusion", "corruption", "resolution")  # accuracies, and no gradients
 ON_SHAPES = ("objects", "spurious")  # need true object masks
 BY_NAME = ("smoothing", "lambda")  # of chapters 7 and 8; not on everyone's card
 
@@ -888,8 +890,11 @@ def judge(
     restore = restore or partial(experiments.restore, root=networks, progress=progress)
     model = restore(experiment, network)
     device = torch.device(best_device())
+    low = device.type == "cuda" and suite in UNDER_CONDITIONS
     facts = records.provenance(
-        sources(suite, model, experiment.dataset), device=device, precision="32-true"
+        sources(suite, model, experiment.dataset),
+        device=device,
+        precision="16-mixed" if low else "32-true",
     )
     facts["device"] |= runs.beside()
     begun = time.perf_counter()

@@ -2,8 +2,8 @@
 
     python -m ersm_lab run --scale full --within 900 --workers 12
 
-Workers are processes that share the device: one GPU, or the cores of a machine. Each record is written
-as it ends. Nothing is begun that is not expected to end in time; what is still running when the time is
+Workers are processes that share the device: one GPU, or the cores of a machine. Beside a GPU, cores
+that no worker needs make what is wanted beforehand. Each record is written as it ends. Nothing is begun that is not expected to end in time; what is still running when the time is
 over is stopped, and a later call goes on from its last checkpoint. A run that fails, or whose worker
 dies, costs itself and what needs it; all others get their turn.
 
@@ -41,6 +41,7 @@ from ersm_lab import (
 from ersm_lab.baselines import BaselineConfig
 from ersm_lab.inverse_scale import PathSettings
 from ersm_lab.plan import Job
+from ersm_lab.provenance import allowed_cores
 from ersm_lab.training import best_device
 
 # Seconds, by scale and type of device, of a task whose like nobody has timed.
@@ -52,7 +53,8 @@ GUESS = {
     ("full", "cpu"): 7_200,
     ("full", "cuda"): 30,
 }
-FIRST_SUITES = ("resolution", "occlusion", "corruption")  # that claims are judged by, and quick
+SLOWER = 5  # times, of a ResNet-18 compared with the small networks
+HELPERS = 10  # processes at most that need no GPU
 PART = 5_000  # training images that one task smooths
 
 
@@ -66,6 +68,7 @@ class Task:
         work: what is done; it can be sent to another process.
         needs: names of tasks that come first.
         worth: the smaller, the earlier.
+        beforehand: it needs no GPU.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Task:
     work: Callable[[], str]
     needs: tuple[str, ...] = ()
     worth: tuple = ()
+    beforehand: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +184,11 @@ def _worth(job: Job) -> tuple:
     resnet = method.startswith("resnet18")
     if compared and not resnet and job.suite is None:
         block = 0 if method == "ablation-dense" else 2
-    elif compared and not resnet and job.suite in FIRST_SUITES:
+    elif compared and not resnet and job.suite in judging.UNDER_CONDITIONS:
         block = 3
-    elif resnet and (job.suite is None or job.suite in FIRST_SUITES):
+    elif resnet and job.suite is None and seed == 0:
+        return (3, 2.5)  # two of the five seeds' cards can wait
+    elif resnet and (job.suite is None or job.suite in judging.UNDER_CONDITIONS):
         block = 4
     else:
         block = 5 if compared else 6
@@ -211,7 +217,15 @@ def _beforehand(job: Job) -> list[Task]:
             part = slice(start, min(start + PART, count))
             work = Smooth(dataset=dataset, level=level, path=path, part=part)
             found.append((f"{dataset}: training images {start}+ at {level:g}", work))
-    return [Task(name=name, like=("prepare",), work=work, worth=(1,)) for name, work in found]
+    settings = {"like": ("prepare",), "worth": (1,), "beforehand": True}
+    return [Task(name=name, work=work, **settings) for name, work in found]
+
+
+def helpers(workers: int) -> int:
+    """How many processes may make things beforehand while a GPU is busy; 0 where there is none."""
+    if best_device() == "cpu":
+        return 0
+    return max(0, min(HELPERS, allowed_cores() - workers))
 
 
 # --- how long things take --------------------------------------------------------------------------
@@ -256,7 +270,7 @@ class Clock:
         for kind in task.like:
             if kind in self.recorded:
                 return self.recorded[kind]
-        return self.guess
+        return self.guess * (SLOWER if task.like[-1].endswith("resnet18") else 1)
 
 
 # --- working ---------------------------------------------------------------------------------------
@@ -275,6 +289,7 @@ class Summary:
 class _Worker:
     process: BaseProcess
     line: connection.Connection
+    helps: bool
     task: Task | None = None
     begun: float = 0.0
 
@@ -283,6 +298,7 @@ def work(
     tasks: Iterable[Task],
     *,
     workers: int,
+    helpers: int = 0,
     within: float | None = None,
     clock: Clock,
     threads: int = 1,
@@ -292,7 +308,8 @@ def work(
 
     Args:
         tasks: in the order of their worth.
-        workers: processes.
+        workers: processes that share the device.
+        helpers: further ones, which do only what is made beforehand, and then nobody else does.
         within: seconds from now; None is as long as it takes.
         clock: guesses seconds.
         threads: of each worker.
@@ -302,13 +319,16 @@ def work(
     end = time.monotonic() + (within if within is not None else float("inf"))
     done: list[str] = []
     failed: dict[str, str] = {}
-    crew = [_hire(workers, threads) for _ in range(min(workers, len(waiting)))]
+    helpers = min(helpers, sum(task.beforehand for task in waiting))
+    crew = [_hire(workers, threads, helps=n < helpers) for n in range(helpers + workers)]
     bar = tqdm(total=len(waiting), unit="task", disable=not progress)
     try:
         while True:
             for worker in crew:
                 ended = {*done, *failed}
-                task = None if worker.task else _next(waiting, ended, clock, end - time.monotonic())
+                his = [t for t in waiting if not helpers or t.beforehand == worker.helps]
+                left = end - time.monotonic()
+                task = None if worker.task else _next(his, ended, clock, left)
                 if task:
                     waiting.remove(task)
                     worker.task, worker.begun = task, time.monotonic()
@@ -325,7 +345,7 @@ def work(
                 except (EOFError, ConnectionError):  # nobody is there any more
                     worker.process.join()
                     well, words = False, f"its process died ({worker.process.exitcode})"
-                    crew[crew.index(worker)] = _hire(workers, threads)
+                    crew[crew.index(worker)] = _hire(workers, threads, helps=worker.helps)
                 if well:
                     done.append(task.name)
                     clock.note(task, seconds)
@@ -360,13 +380,13 @@ def _answered(busy: Sequence[_Worker], seconds: float) -> list[_Worker]:
     return [worker for worker in busy if worker.line in ready]
 
 
-def _hire(workers: int, threads: int) -> _Worker:
+def _hire(workers: int, threads: int, *, helps: bool) -> _Worker:
     spawn = get_context("spawn")  # a fork would copy torch's threads half, and no CUDA at all
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs, workers, threads), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process=process, line=ours)
+    return _Worker(process=process, line=ours, helps=helps)
 
 
 def _serve(line: connection.Connection, workers: int, threads: int) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -303,13 +304,17 @@ def beside() -> dict[str, int]:
 
 
 def pack(answers: torch.Tensor) -> str:
-    """Bools (N,) as base64 text, eight of them a byte; `unpack` is the way back."""
-    return base64.b64encode(np.packbits(answers.numpy()).tobytes()).decode()
+    """Bools (N,) as base64 text, eight of them a byte, deflated where there are many; `unpack` is the
+    way back."""
+    content = np.packbits(answers.numpy()).tobytes()
+    if len(content) >= records.DEFLATED_FROM:
+        content = min(content, zlib.compress(content, 9), key=len)
+    return base64.b64encode(content).decode()
 
 
 def unpack(text: str, count: int) -> torch.Tensor:
     """Bools (count,) of a record's answers: which test images it classified rightly."""
-    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    bits = np.frombuffer(records.bits(text, count), np.uint8)
     return torch.from_numpy(np.unpackbits(bits, count=count).astype(bool))
 
 

@@ -59,7 +59,7 @@ def test_a_choice_of_methods_without_their_cards(done):
 
 def test_only_trained_networks_are_asked_and_only_what_there_is_to_ask():
     kept = {e.method for e in experiments.experiments("laptop", dataset="cifar10") if e.checkpoint}
-    assert plan.CARDS.keys() <= kept
+    assert {m for m in plan.CARDS if not m.startswith("resnet18")} <= kept  # these: full scale only
     for suites in plan.CARDS.values():
         assert set(suites) <= {*judging.suites_of("cifar10"), *judging.BY_NAME}
     for dataset, suite, methods in plan.ON_SHAPES:

@@ -320,10 +320,25 @@ def test_answers_are_those_of_the_restored_network(home, record):
     assert right.double().mean().item() == record["metrics"]["test_accuracy"]
 
 
-def test_a_run_that_keeps_no_checkpoint_records_none(tmp_path):
-    made = runs.run(replace(TINY, checkpoint=False), root=tmp_path, progress=False)
-    assert made["checkpoint"] is None
-    assert not (tmp_path / "data" / "checkpoints").exists()
+def test_many_answers_are_deflated_and_come_back_bit_for_bit():
+    few, many = torch.rand(999) < 0.9, torch.rand(900_000) < 0.97
+    assert torch.equal(runs.unpack(runs.pack(few), 999), few)
+    text = runs.pack(many)
+    assert len(text) < 0.5 * 900_000 / 6
+    assert torch.equal(runs.unpack(text, 900_000), many)
+
+
+def test_weights_that_the_repository_does_not_keep_are_cached_and_may_be_absent(tmp_path):
+    row = replace(TINY, checkpoint=False)
+    made = runs.run(row, root=tmp_path, progress=False)
+    assert runs.only_cached(made) and not (tmp_path / "data" / "checkpoints").exists()
+    assert runs.restore(row, made, root=tmp_path)
+    path = runs.weights_file(made, root=tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    assert runs.weights_wrong(made, root=tmp_path) == ""  # as on any machine but the one it ran on
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "not the file that was recorded" in runs.weights_wrong(made, root=tmp_path)
 
 
 # --- train or load ---------------------------------------------------------------------------------
