@@ -3,9 +3,10 @@
     python -m ersm_lab run --scale full --within 900 --workers 12
 
 Workers are processes that share the device: one GPU, or the cores of a machine. Beside a GPU, cores
-that no worker needs make what is wanted beforehand. Each record is written as it ends. Nothing is begun that is not expected to end in time; what is still running when the time is
-over is stopped, and a later call goes on from its last checkpoint. A run that fails, or whose worker
-dies, costs itself and what needs it; all others get their turn.
+that no worker needs make what is wanted beforehand. Each record is written as it ends. Nothing is begun
+that is not expected to end in time; what is still running when the time is over is stopped, and a later
+call goes on from its last checkpoint. A run that fails, or whose worker dies, costs itself and what
+needs it; all others get their turn.
 
 How long a task takes is guessed from those of its kind that ended in this call, else from the records
 of this scale on a device of this type, else from `GUESS`.
