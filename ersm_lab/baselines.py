@@ -94,7 +94,7 @@ def run(experiment: Experiment, *, progress: bool = True, **settings) -> dict:
             return images
         return smoothed(images, config.smoothing, epochs=config.train.epochs, progress=progress)
 
-    parts = Parts(build=build, sources=sources, prepare=prepare)
+    parts = Parts(build=build, home=__file__, prepare=prepare)
     return runs.run(experiment, parts=parts, progress=progress, **settings)
 
 
@@ -110,16 +110,6 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
         for layer in convs if coding.layers is None else coding.layers:
             attach_sparse_coding(model, layer, coding.settings)
     return model
-
-
-def sources(experiment: Experiment) -> list[Path]:
-    """The files whose code decides the outcome: their hash is in the record."""
-    config, lab = experiment.config, Path(__file__).parent
-    names = {*runs.SOURCES, "baselines"}
-    names |= {"shapes"} if experiment.dataset.startswith("shapes") else set()
-    names |= {"inverse_scale"} if config.smoothing else set()
-    names |= {"sparse_coding"} if config.coding else set()
-    return [lab / f"{name}.py" for name in sorted(names)]
 
 
 def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:

@@ -37,6 +37,7 @@ from ersm_core import energy_loss
 from ersm_lab import records
 from ersm_lab.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
 from ersm_lab.evaluation import has_mask
+from ersm_lab.provenance import code_of
 from ersm_lab.sparse_coding import attach_sparse_coding, sdnet18
 from ersm_lab.tables import Table
 from ersm_lab.training import TrainSettings, best_device, make_optimiser, resolve_precision
@@ -44,13 +45,6 @@ from ersm_lab.training import TrainSettings, best_device, make_optimiser, resolv
 MIB = 2**20
 WARM_UP = 2  # rounds that are not counted
 DATASET = "random-images"  # that steps are timed on; it decides no cost
-SOURCES = (  # that decide one
-    "ersm_core.py",
-    "ersm_lab/backbones.py",
-    "ersm_lab/cost.py",
-    "ersm_lab/sparse_coding.py",
-    "ersm_lab/training.py",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +204,7 @@ def record(
     settings = settings or SETTINGS[scale]
     device = torch.device(device or best_device())
     precision = resolve_precision(settings.precision, device.type)
-    facts = records.provenance(SOURCES, device=device, precision=precision)
+    facts = records.provenance(code_of(__file__), device=device, precision=precision)
     busy = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     facts["device"] |= {"load": busy}  # how many wanted a core before we did
     begun = time.perf_counter()

@@ -29,7 +29,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -63,6 +62,7 @@ from ersm_lab import (
 from ersm_lab.data import ImageSet
 from ersm_lab.evaluation import evaluating, replaced_mask
 from ersm_lab.files import write_whole
+from ersm_lab.provenance import code_of
 from ersm_lab.runs import Experiment
 from ersm_lab.training import best_device
 
@@ -784,21 +784,6 @@ UNDER_CONDITIONS = ("occlusion", "corruption", "resolution")  # accuracies, and 
 ON_SHAPES = ("objects", "spurious")  # need true object masks
 BY_NAME = ("smoothing", "lambda")  # of chapters 7 and 8; not on everyone's card
 
-# Modules of `ersm_lab` whose code decides a suite's outcome, besides those of every suite.
-_EVERY_SUITE = ("backbones", "data", "evaluation", "judging")
-_MAPS = ("deletion", "deletion_insertion", "object_masks", "rankings")
-SOURCES: dict[str, tuple[str, ...]] = {
-    "occlusion": ("perturbations",),
-    "corruption": ("perturbations",),
-    "resolution": ("perturbations",),
-    "attacks": ("attacks",),
-    "deletion": _MAPS,
-    "objects": _MAPS,
-    "spurious": (*_MAPS, "shapes"),
-    "smoothing": ("smoothing_suite", "baselines", "inverse_scale", "perturbations"),
-    "lambda": ("lambda_suite", "sparse_coding", "perturbations"),
-}
-
 
 def suites_of(dataset: str) -> tuple[str, ...]:
     """The suites of a network's card on a data set."""
@@ -892,7 +877,7 @@ def judge(
     device = torch.device(best_device())
     low = device.type == "cuda" and suite in UNDER_CONDITIONS
     facts = records.provenance(
-        sources(suite, model, experiment.dataset),
+        code_of(__file__),
         device=device,
         precision="16-mixed" if low else "32-true",
     )
@@ -989,21 +974,6 @@ def answers_by_condition(record: Mapping) -> dict[str, Tensor]:
     count = record["metrics"]["images"]
     right = runs.unpack(record["answers"], len(names) * count).view(len(names), count)
     return dict(zip(names, right, strict=True))
-
-
-def sources(suite: str, model: nn.Module, dataset: str) -> list[Path]:
-    """The files whose code decides the outcome: of the suite, and of the layers the network has."""
-    lab = Path(__file__).parent
-    names = {*_EVERY_SUITE, *SOURCES[suite]} | (
-        {"shapes"} if dataset.startswith("shapes") else set()
-    )
-    homes = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
-    layers = {
-        Path(sys.modules[home].__file__)
-        for home in homes
-        if home.partition(".")[0] in ("ersm_core", "ersm_lab")
-    }
-    return sorted(layers | {lab / f"{name}.py" for name in names})
 
 
 # --- the small print -------------------------------------------------------------------------------

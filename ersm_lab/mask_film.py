@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ersm_lab import checkpoints, collapse, data, evaluation, experiments, figures, records, runs
 from ersm_lab.checkpoints import save_atomically
 from ersm_lab.files import Damaged, set_aside
+from ersm_lab.provenance import code_of
 from ersm_lab.training import make_fabric, train
 
 GAP = 6  # pixels between the columns and rows of a frame
@@ -129,7 +130,7 @@ def shoot(
 
 def _place(experiment: runs.Experiment, sizes: list) -> Path:
     """The file of a film, named after all that decides it."""
-    code = [*runs.sources(experiment), Path(__file__), Path(collapse.__file__)]
+    code = code_of(__file__)
     decisive = [records.source_hash(code)[0], records.plain(experiment.config), sizes]
     decisive += [experiment.seed, torch.__version__]
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]

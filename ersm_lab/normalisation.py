@@ -172,7 +172,7 @@ def _groups_after(group: str, count: int) -> list[str]:
 
 def run(experiment: Experiment, **settings) -> dict:
     """As `runs.run`, for an experiment whose config is a `NormConfig`."""
-    parts = Parts(build=build, sources=sources)
+    parts = Parts(build=build, home=__file__)
     return runs.run(experiment, parts=parts, **settings)
 
 
@@ -181,11 +181,6 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
     config = experiment.config
     model = runs.build(experiment, classes=classes)
     return replace_norms(model, config.norm, after=config.after)
-
-
-def sources(experiment: Experiment) -> list[Path]:
-    """The files whose code decides the outcome: their hash is in the record."""
-    return sorted([*runs.sources(experiment), Path(__file__)])
 
 
 def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:

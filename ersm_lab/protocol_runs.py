@@ -21,19 +21,9 @@ from torch import Tensor, nn
 from ersm_lab import data as lab_data
 from ersm_lab import deletion, evaluation, protocols, records
 from ersm_lab.protocols import FeatureSet, PublishedProtocol
+from ersm_lab.provenance import code_of
 from ersm_lab.runs import Experiment, keep, load_state, pack, resume_path
 from ersm_lab.training import TrainSettings, make_fabric, train
-
-SOURCES = (
-    "backbones",
-    "data",
-    "deletion",
-    "evaluation",
-    "protocol_runs",
-    "protocols",
-    "runs",
-    "training",
-)
 
 # Name of an experiment of the same scale, data set and seed -> its network and its record.
 Backbone = Callable[[str], tuple[nn.Module, dict]]
@@ -76,13 +66,6 @@ class PublishedConfig:
     deletion: Deletion = field(default_factory=Deletion)
     train_images: int | None = None
     test_images: int | None = None
-
-
-def sources(experiment: Experiment) -> list[Path]:
-    """The files whose code decides the outcome: their hash is in the record."""
-    lab = Path(__file__).parent
-    names = [*SOURCES, "shapes"] if experiment.dataset.startswith("shapes") else [*SOURCES]
-    return [lab.parent / "ersm_core.py"] + [lab / f"{name}.py" for name in sorted(names)]
 
 
 def build(experiment: Experiment, backbone: nn.Module, *, classes: int) -> PublishedProtocol:
@@ -129,7 +112,7 @@ def run(
     config = experiment.config
     fabric = make_fabric(precision=config.train.precision)
     precision = {"precision": str(fabric._precision.precision)}
-    facts = records.provenance(sources(experiment), device=fabric.device.type, **precision)
+    facts = records.provenance(code_of(__file__), device=fabric.device.type, **precision)
     frozen, base = backbone(config.backbone)
     begun = time.perf_counter()
     training, validation, test = (maps or Maps()).of(experiment, frozen, base, fabric.device)

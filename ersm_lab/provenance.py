@@ -62,11 +62,11 @@ def source_hash(
     return _sha256("".join(f"{file}\0{value}\n" for file, value in hashes.items())), hashes
 
 
-def code_hash(start: str = "ersm_lab/probes.py") -> str:
-    """Hash of all code that a module of the project can run: of itself and of whatever it imports.
+def code_of(start: str | Path) -> list[Path]:
+    """All code that a module of the project can run: itself and whatever it imports.
 
     Args:
-        start: the module, relative to `code_folder()`.
+        start: the module's file, absolute or relative to `code_folder()`.
     """
     base = code_folder()
     found, left = set(), {base / start}
@@ -74,7 +74,12 @@ def code_hash(start: str = "ersm_lab/probes.py") -> str:
         path = left.pop()
         found.add(path)
         left |= _imports(path, path.stat().st_mtime_ns, base) - found
-    return _whole_hash(frozenset((path, path.stat().st_mtime_ns) for path in found))
+    return sorted(found)
+
+
+def code_hash(start: str | Path = "ersm_lab/probes.py") -> str:
+    """Hash of `code_of` a module."""
+    return _whole_hash(frozenset((path, path.stat().st_mtime_ns) for path in code_of(start)))
 
 
 @functools.lru_cache(maxsize=4)  # asked for with every record of a table

@@ -182,7 +182,7 @@ def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def run(experiment: Experiment, **settings) -> dict:
     """As `runs.run`, for an experiment whose config is a `PruningConfig`."""
-    parts = Parts(build=build, sources=sources)
+    parts = Parts(build=build, home=__file__)
     return runs.run(experiment, parts=parts, **settings)
 
 
@@ -190,13 +190,6 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
     """The untrained network; its start is drawn from the experiment's seed, as the dense one's."""
     torch.manual_seed(experiment.seed)
     return attach(CifarNet(experiment.config.backbone, classes=classes), experiment.config)
-
-
-def sources(experiment: Experiment) -> list[Path]:
-    """The files whose code decides the outcome: their hash is in the record."""
-    names = {*runs.SOURCES, "pruning"}
-    names |= {"shapes"} if experiment.dataset.startswith("shapes") else set()
-    return [Path(__file__).parent / f"{name}.py" for name in sorted(names)]
 
 
 def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> CifarNet:

@@ -23,11 +23,11 @@ from ersm_lab import backbones, checkpoints, controls, evaluation, records
 from ersm_lab import data as lab_data
 from ersm_lab.backbones import CifarNet, CifarNetSettings
 from ersm_lab.files import Damaged, set_aside, write_whole
+from ersm_lab.provenance import code_hash, code_of
 from ersm_lab.training import TrainSettings, make_fabric, train
 
 SAVE_EVERY = 2.0  # seconds between two checkpoints of a training on a GPU, whose epochs are short
 CACHED_WEIGHTS = "data/cache/weights"
-SOURCES = ("backbones", "data", "evaluation", "runs", "training")  # of ersm_lab, in every run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +89,6 @@ class Experiment:
         return f"{self.scale}/{self.dataset}/{self.method}/seed{self.seed}"
 
 
-def sources(experiment: Experiment) -> list[Path]:
-    """The files whose code decides the outcome: their hash is in the record."""
-    lab = Path(__file__).parent
-    names = [*SOURCES, "shapes"] if experiment.dataset.startswith("shapes") else [*SOURCES]
-    if experiment.config.mask and experiment.config.mask.preset in controls.KINDS:
-        names.append("controls")
-    core = [lab.parent / "ersm_core.py"] if experiment.config.mask else []
-    return core + [lab / f"{name}.py" for name in sorted(names)]
-
-
 def build(experiment: Experiment, *, classes: int) -> nn.Module:
     """The untrained network of an experiment; its start is drawn from the experiment's seed."""
     config = experiment.config
@@ -119,12 +109,12 @@ class Parts:
 
     Attributes:
         build: as the function of that name.
-        sources: as the function of that name.
+        home: file of that module.
         prepare: training images -> what is trained on instead; it has their `batches`.
     """
 
     build: Callable[..., nn.Module]
-    sources: Callable[[Experiment], list[Path]]
+    home: str
     prepare: Callable[[lab_data.ImageSet], lab_data.ImageSet] = lambda images: images
 
 
@@ -154,7 +144,7 @@ def run(
     config = experiment.config
     fabric = make_fabric(precision=config.train.precision)
     precision = {"precision": str(fabric._precision.precision)}
-    code = parts.sources(experiment) if parts else sources(experiment)
+    code = code_of(parts.home if parts else __file__)
     facts = records.provenance(code, device=fabric.device.type, **precision)
     facts["device"] |= beside()
     training = lab_data.load(experiment.dataset, "train", limit=config.train_images)
@@ -283,14 +273,13 @@ def _machine(facts: dict) -> list:
 def trunk_path(experiment: Experiment, root: Path, *more: Any) -> Path:
     """Where the epochs lie that this run shares with all that differ in nothing but their mask.
 
-    Named after everything that decides them: the sources but `ersm_core.py`, the settings but those of
-    the mask, and `more`, which a run gives (`_machine`).
+    Named after everything that decides them: the code, the settings but those of the mask, and
+    `more`, which a run gives (`_machine`).
     """
     plain = records.plain(experiment.config)
     train = {k: v for k, v in plain["train"].items() if not k.startswith("mask_")}
     start = experiment.config.train.mask_start
-    code = [path for path in sources(experiment) if path.name != "ersm_core.py"]
-    decisive = [records.source_hash(code)[0], plain | {"mask": None, "train": train}, start]
+    decisive = [code_hash(__file__), plain | {"mask": None, "train": train}, start]
     decisive += more
     digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
     place = f"{experiment.scale}-{experiment.dataset}-seed{experiment.seed}-{digest}.pt"

@@ -156,7 +156,7 @@ def _fill(masked: Tensor, kept: Tensor, kind: str, token: Tensor | None) -> Tens
 
 def run(experiment: Experiment, **settings) -> dict:
     """As `runs.run`, for an experiment whose config is a `VariantConfig`."""
-    parts = Parts(build=build, sources=sources)
+    parts = Parts(build=build, home=__file__)
     return runs.run(experiment, parts=parts, **settings)
 
 
@@ -179,11 +179,6 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
         mask.attached_to = layer
         stage.energy_mask = mask
     return model
-
-
-def sources(experiment: Experiment) -> list[Path]:
-    """The files whose code decides the outcome: their hash is in the record."""
-    return sorted([*runs.sources(experiment), Path(__file__)])
 
 
 def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
