@@ -13,7 +13,8 @@ import tempfile
 
 import torch
 
-from ersm_lab import cost, records
+from ersm_lab import cost
+from ersm_lab.results import records
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
-from ersm_lab import data, inverse_scale
-from ersm_lab.inverse_scale import PathSettings
+from ersm_lab.images import data, inverse_scale
+from ersm_lab.images.inverse_scale import PathSettings
 
 CIFAR_IMAGES = 50_000
 

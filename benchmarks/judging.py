@@ -13,7 +13,10 @@ import time
 
 import torch
 
-from ersm_lab import data, experiments, judging, records
+from ersm_lab import judging
+from ersm_lab.images import data
+from ersm_lab.results import records
+from ersm_lab.training import experiments
 
 
 def main() -> None:

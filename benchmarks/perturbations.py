@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from ersm_lab import data, perturbations
+from ersm_lab.images import data, perturbations
 
 
 def seconds(run: Callable[[], torch.Tensor]) -> float:

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_step import side_by_side
 
-from ersm_lab import backbones
-from ersm_lab.sparse_coding import PUBLISHED, SparseCoding2d, attach_sparse_coding, sdnet18
-from ersm_lab.training import resolve_precision
+from ersm_lab.networks import backbones
+from ersm_lab.networks.sparse_coding import PUBLISHED, SparseCoding2d, attach_sparse_coding, sdnet18
+from ersm_lab.training.loop import resolve_precision
 
 
 class Transcription(nn.Module):

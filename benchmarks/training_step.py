@@ -19,9 +19,11 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_loss
-from ersm_lab import backbones, data, experiments
-from ersm_lab.data import Augment
-from ersm_lab.training import TrainSettings, make_optimiser, resolve_precision
+from ersm_lab.images import data
+from ersm_lab.images.data import Augment
+from ersm_lab.networks import backbones
+from ersm_lab.training import experiments
+from ersm_lab.training.loop import TrainSettings, make_optimiser, resolve_precision
 
 
 def step_of(

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import provenance, records, verifying
+from ersm_lab import verifying
+from ersm_lab.results import provenance, records
 
 KEY_METRIC = "test_accuracy"
 
@@ -62,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the experiments that have no record that stands."""
     import torch
 
-    from . import experiments, probes, protocol_runs
+    from ersm_lab import probes
+    from ersm_lab.training import experiments, protocol_runs
 
     if options.plan or options.workers or options.within:
         return _run_queue(options)
@@ -105,7 +107,8 @@ def judge(options: argparse.Namespace) -> int:
     """Asks trained networks the suites of `judging` that have no record that stands."""
     import torch
 
-    from . import experiments, judging, probes
+    from ersm_lab import judging, probes
+    from ersm_lab.training import experiments
 
     torch.set_num_threads(options.threads)
     chosen = [experiments.find(name) for name in options.names]
@@ -138,7 +141,8 @@ def judge(options: argparse.Namespace) -> int:
 
 def probe(options: argparse.Namespace) -> int:
     """Runs the probes of the records: does the code still do what it did when they were made?"""
-    from . import probes, standing
+    from ersm_lab import probes
+    from ersm_lab.results import standing
 
     found = [r for r in records.read_all() if _asked_for(r, options.names)]
     if not found:
@@ -163,7 +167,7 @@ def probe(options: argparse.Namespace) -> int:
 
 
 def _probes_of(record: dict[str, Any]) -> list[Any]:
-    from . import probes
+    from ersm_lab import probes
 
     try:
         return probes.of_record(record)
@@ -173,14 +177,14 @@ def _probes_of(record: dict[str, Any]) -> list[Any]:
 
 def _probes_ahead(scale: str) -> list[Any]:
     """Of the records that a scale still wants: a machine that makes them need not take these."""
-    from . import plan, probes
+    from ersm_lab import plan, probes
 
     wanted = [job for job in plan.wanted(scale) if job.experiment.method in plan.CARDS]
     return [one for job in wanted for one in probes.of(job.experiment, job.suite)]
 
 
 def _standings(found: Sequence[dict[str, Any]], outcomes: Any = None) -> list[Any]:
-    from . import plan
+    from ersm_lab import plan
 
     return plan.standings(found, outcomes=outcomes)
 
@@ -229,35 +233,35 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _one_of_each() -> list[str]:
-    from . import plan
+    from ersm_lab import plan
 
     return [f"smoke/shapes/{method}/seed0" for method in plan.VERIFIED]
 
 
 def status(options: argparse.Namespace) -> int:
     """Markdown page: the verdicts on the claims, the minutes of the notebooks, all records."""
-    from . import ledger
+    from ersm_lab import ledger
 
     return _publish(status_page(records.read_all(), ledger.CLAIMS), options.write)
 
 
 def claims(options: argparse.Namespace) -> int:
     """Markdown page of the papers' claims: criteria, findings, verdicts."""
-    from . import ledger
+    from ersm_lab import ledger
 
     return _publish(ledger.page(), options.write)
 
 
 def scale(options: argparse.Namespace) -> int:
     """Markdown page on scale: what the grid took, and what larger runs would take."""
-    from . import scaling
+    from ersm_lab import scaling
 
     return _publish(scaling.page(), options.write)
 
 
 def cover(options: argparse.Namespace) -> int:
     """Draws the cover of the book from the recorded network."""
-    from . import cover as drawing
+    from ersm_lab import cover as drawing
 
     print(drawing.write(options.to) if options.to else drawing.write())
     return 0
@@ -275,7 +279,7 @@ def _publish(page: str, path: Path | None) -> int:
 
 def data_(options: argparse.Namespace) -> int:
     """Finds the data set or downloads it; without it, textured shapes stand in."""
-    from . import data
+    from ersm_lab.images import data
 
     folder = data.locate(options.dataset)
     if folder is not None:
@@ -291,7 +295,7 @@ def data_(options: argparse.Namespace) -> int:
 
 def export_demo(options: argparse.Namespace) -> int:
     """Writes what the demo page loads: two networks as ONNX, sample images, a manifest."""
-    from . import demo_export
+    from ersm_lab import demo_export
 
     folder = options.to or demo_export.default_folder()
     manifest = demo_export.export_demo(folder)
@@ -381,7 +385,7 @@ def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) ->
 
 def _run_queue(options: argparse.Namespace) -> int:
     """All that a scale wants, suites included, several at a time and within a time."""
-    from . import queue
+    from ersm_lab import queue
 
     if options.names or options.force or options.dry_run:
         raise ValueError(
@@ -411,7 +415,7 @@ def _run_queue(options: argparse.Namespace) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> list[Any]:
-    from . import experiments
+    from ersm_lab.training import experiments
 
     if options.names:
         if options.method or options.seed or options.scale or options.dataset:
@@ -434,7 +438,7 @@ def _chosen(options: argparse.Namespace) -> list[Any]:
 
 def _suites(asked: str | None, dataset: str) -> Sequence[str]:
     """The suites of a comma-separated list, or all that the data set can be asked."""
-    from . import judging
+    from ersm_lab import judging
 
     if asked is None:
         return judging.suites_of(dataset)
@@ -446,7 +450,7 @@ def _suites(asked: str | None, dataset: str) -> Sequence[str]:
 
 
 def _why(experiment: Any, force: bool) -> str:
-    from . import experiments
+    from ersm_lab.training import experiments
 
     if force:
         return "forced"
@@ -475,7 +479,7 @@ def _differences(differences: Iterable[records.Difference]) -> str:
 
 
 def _verdicts(claims_: Sequence[Any]) -> str:
-    from . import ledger
+    from ersm_lab import ledger
 
     rows = []
     for claim in claims_:

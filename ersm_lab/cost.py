@@ -34,13 +34,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_loss
-from ersm_lab import records
-from ersm_lab.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
-from ersm_lab.evaluation import has_mask
-from ersm_lab.provenance import code_of
-from ersm_lab.sparse_coding import attach_sparse_coding, sdnet18
-from ersm_lab.tables import Table
-from ersm_lab.training import TrainSettings, best_device, make_optimiser, resolve_precision
+from ersm_lab.evaluation.inference import has_mask
+from ersm_lab.networks.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
+from ersm_lab.networks.sparse_coding import attach_sparse_coding, sdnet18
+from ersm_lab.results import records
+from ersm_lab.results.provenance import code_of
+from ersm_lab.training.loop import TrainSettings, best_device, make_optimiser, resolve_precision
+from ersm_lab.views.tables import Table
 
 MIB = 2**20
 WARM_UP = 2  # rounds that are not counted

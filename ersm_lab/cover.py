@@ -29,11 +29,12 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
-from ersm_lab import experiments, records, runs
 from ersm_lab.demo_export import normalise
-from ersm_lab.evaluation import evaluating, only_mask
-from ersm_lab.painted_scenes import painted_scene
-from ersm_lab.widgets import png_source
+from ersm_lab.evaluation.inference import evaluating, only_mask
+from ersm_lab.images.painted_scenes import painted_scene
+from ersm_lab.results import records
+from ersm_lab.training import experiments, runs
+from ersm_lab.views.widgets import png_source
 
 RECORD = "laptop/cifar10/ersm/seed0"
 SCENES = ("aeroplane", "ship", "bird", "frog")  # from left to right

@@ -30,12 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ersm_lab import experiments, records, runs, shapes
-from ersm_lab.backbones import CifarNet
-from ersm_lab.data import ImageSet
-from ersm_lab.evaluation import energy_masks, evaluating, only_mask, replaced_mask
-from ersm_lab.painted_scenes import SCENES, painted_scene
-from ersm_lab.widgets import png
+from ersm_lab.evaluation.inference import energy_masks, evaluating, only_mask, replaced_mask
+from ersm_lab.images import shapes
+from ersm_lab.images.data import ImageSet
+from ersm_lab.images.painted_scenes import SCENES, painted_scene
+from ersm_lab.networks.backbones import CifarNet
+from ersm_lab.results import records
+from ersm_lab.training import experiments, runs
+from ersm_lab.views.widgets import png
 
 RECORDS = {
     "dense": "laptop/cifar10/ablation-dense/seed0",

@@ -18,11 +18,13 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ersm_lab import checks, protocol_runs, protocols, records
-from ersm_lab.protocol_runs import PublishedConfig
-from ersm_lab.protocols import FeatureSet, PublishedProtocol
-from ersm_lab.tables import Table, percent
-from ersm_lab.training import make_fabric
+from ersm_lab.common import checks
+from ersm_lab.results import records
+from ersm_lab.training import protocol_runs, protocols
+from ersm_lab.training.loop import make_fabric
+from ersm_lab.training.protocol_runs import PublishedConfig
+from ersm_lab.training.protocols import FeatureSet, PublishedProtocol
+from ersm_lab.views.tables import Table, percent
 
 MEAN, STD = (
     (0.485, 0.456, 0.406),

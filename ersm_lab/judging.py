@@ -43,28 +43,25 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ersm_core import EnergyMask
-from ersm_lab import data as lab_data
-from ersm_lab import deletion as token_deletion
-from ersm_lab import (
+from ersm_lab.common.files import write_whole
+from ersm_lab.evaluation import deletion as token_deletion
+from ersm_lab.evaluation import (
     deletion_insertion,
-    evaluation,
-    experiments,
+    inference,
     lambda_suite,
     object_masks,
-    perturbations,
     rankings,
-    records,
-    runs,
-    shapes,
     smoothing_suite,
-    standing,
 )
-from ersm_lab.data import ImageSet
-from ersm_lab.evaluation import evaluating, replaced_mask
-from ersm_lab.files import write_whole
-from ersm_lab.provenance import code_of
-from ersm_lab.runs import Experiment
-from ersm_lab.training import best_device
+from ersm_lab.evaluation.inference import evaluating, replaced_mask
+from ersm_lab.images import data as lab_data
+from ersm_lab.images import perturbations, shapes
+from ersm_lab.images.data import ImageSet
+from ersm_lab.results import answer_bits, records, standing
+from ersm_lab.results.provenance import code_of
+from ersm_lab.training import experiments, runs
+from ersm_lab.training.loop import best_device
+from ersm_lab.training.runs import Experiment
 
 KEPT_FROM = 5_000  # images: so many are not perturbed anew for every network
 BATCH = {"cpu": 250, "cuda": 2_500}  # images a pass; more leave the caches of a small machine
@@ -345,7 +342,7 @@ def attacks(
     Metrics beside the accuracies: `intervals` of them, `by_route`, `left_after` each part of
     AutoAttack, `only_by_surrogate`, and `gradients`: see `attacks.AttackReport.summary`.
     """
-    from ersm_lab import attacks as lab_attacks  # needs pyautoattack, and nothing else here does
+    from ersm_lab.evaluation import attacks as lab_attacks
 
     chosen = asdict(settings) | {"images": len(data)}
     levels = {level / 255: str(level) for level in chosen.pop("levels")}
@@ -708,7 +705,7 @@ def token_layer(model: nn.Module, layers: Sequence[str] = LAYERS) -> str:
     Raises:
         ValueError: no mask and none of the layers.
     """
-    there = [*evaluation.energy_masks(model)] or [
+    there = [*inference.energy_masks(model)] or [
         name for name in layers if name in dict(model.named_modules())
     ]
     if not there:
@@ -760,7 +757,7 @@ def _pixel_maps(
     if controls:
         names = ["logit", "energy", "magnitude", "magnitude_masked", "grad_cam", *controls]
     maps: dict[str, Tensor] = {}
-    masks = evaluation.look(model, data)[1]
+    masks = inference.look(model, data)[1]
     if layer in masks:
         size = tuple(data.images.shape[1:3])
         maps["mask"] = object_masks.to_pixels(masks[layer], size, smooth=False)
@@ -903,7 +900,7 @@ def judge(
         "metrics": finding.metrics,
         "tolerance": _tolerance(suite, finding.metrics),
         "curve": [],
-        "answers": None if finding.right is None else runs.pack(finding.right.flatten()),
+        "answers": None if finding.right is None else answer_bits.pack(finding.right.flatten()),
         "seconds": {"train": 0.0, "load": loaded, "judge": finding.seconds},
         "probe": probe,
         "checkpoint": None,
@@ -972,7 +969,7 @@ def answers_by_condition(record: Mapping) -> dict[str, Tensor]:
     if record["answers"] is None or not names:
         raise ValueError(f"{record['name']} holds no answers by condition")
     count = record["metrics"]["images"]
-    right = runs.unpack(record["answers"], len(names) * count).view(len(names), count)
+    right = answer_bits.unpack(record["answers"], len(names) * count).view(len(names), count)
     return dict(zip(names, right, strict=True))
 
 

@@ -17,9 +17,11 @@ from functools import partial
 
 import numpy as np
 
-from ersm_lab import claims, judging, lambda_suite, records, statistics
-from ersm_lab.statistics import Difference
-from ersm_lab.tables import Table
+from ersm_lab import judging
+from ersm_lab.evaluation import lambda_suite
+from ersm_lab.results import claims, records, statistics
+from ersm_lab.results.statistics import Difference
+from ersm_lab.views.tables import Table
 
 NOT_RUN = "not yet run"
 _OUTCOMES = {"holds": "reproduced", "fails": "not reproduced", "open": "open"}

@@ -12,10 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ersm_lab import data, experiments, judging, records, runs, standing
-from ersm_lab.protocol_runs import PublishedConfig
-from ersm_lab.runs import Experiment, RunConfig
-from ersm_lab.standing import Outcomes, Standing
+from ersm_lab import judging
+from ersm_lab.images import data
+from ersm_lab.results import records, standing
+from ersm_lab.results.standing import Outcomes, Standing
+from ersm_lab.training import experiments, runs
+from ersm_lab.training.protocol_runs import PublishedConfig
+from ersm_lab.training.runs import Experiment, RunConfig
 
 _CARD = ("occlusion", "corruption", "resolution", "attacks", "deletion")
 # Whom a suite is worth asking: the rows of the head-to-head, and what a chapter's question needs.

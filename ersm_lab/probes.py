@@ -35,25 +35,21 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
 from ersm_core import EnergyMask
-from ersm_lab import (
-    controls,
-    evaluation,
-    experiments,
-    judging,
-    protocol_runs,
-    records,
-    shapes,
-    standing,
-)
-from ersm_lab import data as lab_data
-from ersm_lab.backbones import SMOKE, CifarNet, CifarNetSettings
-from ersm_lab.baselines import BaselineConfig
-from ersm_lab.protocol_runs import PublishedConfig
-from ersm_lab.provenance import allowed_cores
-from ersm_lab.pruning import PruningConfig
-from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.standing import Numbers, Outcomes
-from ersm_lab.training import TrainSettings
+from ersm_lab import judging
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data as lab_data
+from ersm_lab.images import shapes
+from ersm_lab.networks import controls
+from ersm_lab.networks.backbones import SMOKE, CifarNet, CifarNetSettings
+from ersm_lab.results import records, standing
+from ersm_lab.results.provenance import allowed_cores
+from ersm_lab.results.standing import Numbers, Outcomes
+from ersm_lab.training import experiments, protocol_runs
+from ersm_lab.training.baselines import BaselineConfig
+from ersm_lab.training.loop import TrainSettings
+from ersm_lab.training.protocol_runs import PublishedConfig
+from ersm_lab.training.pruning import PruningConfig
+from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 EPOCHS, BATCH, TRAIN_IMAGES, TEST_IMAGES = 3, 64, 256, 64  # of a training: twelve steps
 # At the rates of a speed run twelve steps make 3 % of a rounding error in single precision. In double
@@ -267,7 +263,7 @@ def _trained(experiment: Experiment, home: Path) -> Numbers:
             if name in begun and begun[name].shape == value.shape:
                 found[f"moved.{name}"] = (value.double() - begun[name]).norm().item()
     images = lab_data.load("shapes", "test", limit=TEST_IMAGES)
-    for number, logits in enumerate(evaluation.predict(model, images).T):  # (N,)
+    for number, logits in enumerate(inference.predict(model, images).T):  # (N,)
         found[f"logit.{number}"] = _size(logits)
     return found
 

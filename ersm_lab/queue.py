@@ -28,22 +28,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ersm_lab import (
-    baselines,
-    data,
-    experiments,
-    judging,
-    perturbations,
-    plan,
-    probes,
-    records,
-    runs,
-)
-from ersm_lab.baselines import BaselineConfig
-from ersm_lab.inverse_scale import PathSettings
+from ersm_lab import judging, plan, probes
+from ersm_lab.images import data, perturbations
+from ersm_lab.images.inverse_scale import PathSettings
+from ersm_lab.images.smoothed import at_level
 from ersm_lab.plan import Job
-from ersm_lab.provenance import allowed_cores
-from ersm_lab.training import best_device
+from ersm_lab.results import records
+from ersm_lab.results.provenance import allowed_cores
+from ersm_lab.training import experiments, runs
+from ersm_lab.training.baselines import BaselineConfig
+from ersm_lab.training.loop import best_device
 
 # Seconds, by scale and type of device, of a task whose like nobody has timed.
 GUESS = {
@@ -132,7 +126,7 @@ class Smooth:
 
     def __call__(self) -> str:
         images = data.load(self.dataset, "train").images[self.part]
-        baselines.at_level(images, self.level, path=self.path, progress=False)
+        at_level(images, self.level, path=self.path, progress=False)
         return "made"
 
 

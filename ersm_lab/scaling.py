@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from ersm_lab import cost, experiments, records
-from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.protocol_runs import PublishedConfig
-from ersm_lab.tables import Table
+from ersm_lab import cost
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.results import records
+from ersm_lab.training import experiments
+from ersm_lab.training.protocol_runs import PublishedConfig
+from ersm_lab.views.tables import Table
 
 TRAINING_IMAGES = 45_000  # of CIFAR-10, without the validation images
 

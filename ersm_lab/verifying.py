@@ -21,9 +21,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import records
-from .files import write_whole
-from .provenance import allowed_cores
+from ersm_lab.common.files import write_whole
+from ersm_lab.results import records
+from ersm_lab.results.provenance import allowed_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +144,12 @@ def verify(name: str, *, progress: bool = False) -> Verdict:
 
 def _again(recorded: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
     """Runs the experiment of a record again, or asks its network again, in a home of its own."""
-    from . import experiments
+    from ersm_lab.training import experiments
 
     if "judged" not in recorded["config"]:
         experiment = experiments.find(recorded["name"])
         return experiments.run(experiment, root=folder, progress=progress)
-    from . import judging
+    from ersm_lab import judging
 
     suite = recorded["method"].rpartition(".")[2]
     network = experiments.find(recorded["config"]["judged"])

@@ -4,9 +4,10 @@ import functools
 
 import pytest
 
-from ersm_lab import evaluation, runs
-from ersm_lab.provenance import allowed_cores
-from ersm_lab.training import make_fabric
+from ersm_lab.evaluation import inference
+from ersm_lab.results.provenance import allowed_cores
+from ersm_lab.training import runs
+from ersm_lab.training.loop import make_fabric
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -41,7 +42,7 @@ def killed_once(tmp_path, monkeypatch):
             return {"val_accuracy": 0.125}
 
         with monkeypatch.context() as patch:
-            patch.setattr(evaluation, "progress", die)
+            patch.setattr(inference, "progress", die)
             with pytest.raises(Killed):
                 run(experiment, root=tmp_path, progress=False)
         again = run(experiment, root=tmp_path, progress=False)

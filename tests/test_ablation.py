@@ -6,9 +6,12 @@ import torch
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_states
-from ersm_lab import ablation, backbones, data, runs
-from ersm_lab.ablation import Cell, predicted
-from ersm_lab.energy_theory import Landscape
+from ersm_lab.chapters import ablation
+from ersm_lab.chapters.ablation import Cell, predicted
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
+from ersm_lab.results import answer_bits
+from ersm_lab.views.energy_theory import Landscape
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_validation_is_compared_seed_by_seed_where_both_are(monkeypatch):
 
 def test_each_method_is_held_against_its_own_network(monkeypatch):
     def one(method, answers):
-        packed = runs.pack(torch.tensor(answers))
+        packed = answer_bits.pack(torch.tensor(answers))
         return {"seed": 0, "name": method, "config": {"test_images": 4}, "answers": packed}
 
     truth = {"short": [1, 1, 0, 0], "masked": [1, 0, 0, 0], "long": [1, 1, 1, 0]}
@@ -197,7 +200,7 @@ def test_each_method_is_held_against_its_own_network(monkeypatch):
 
 def test_the_price_is_drawn_where_records_are(monkeypatch):
     def one(seed, kept, answers):
-        answers = runs.pack(torch.tensor([bool(a) for a in answers]))
+        answers = answer_bits.pack(torch.tensor([bool(a) for a in answers]))
         metrics = {"mask": {"kept_fraction": kept}}
         config = {"test_images": 4, "mask": None}
         return dict(seed=seed, name="", metrics=metrics, config=config, answers=answers)

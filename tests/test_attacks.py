@@ -12,8 +12,10 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
-from ersm_lab import attacks, backbones, data, evaluation
-from ersm_lab.data import ImageSet
+from ersm_lab.evaluation import attacks, inference
+from ersm_lab.images import data
+from ersm_lab.images.data import ImageSet
+from ersm_lab.networks import backbones
 
 EPSILONS = (2 / 255, 4 / 255, 8 / 255)
 FEW = replace(attacks.SMOKE, apgd_steps=20, targets=9, square_queries=100, batch_size=5)
@@ -39,7 +41,7 @@ def linear(classes, *, side=4):
 
 def with_own_answers(model, images):
     """The same images, labelled as the network labels them."""
-    return replace(images, labels=evaluation.predict(model, images).argmax(1))
+    return replace(images, labels=inference.predict(model, images).argmax(1))
 
 
 def linear_survivors(model, images, epsilon):
@@ -163,7 +165,7 @@ def test_pixels_are_normalised_as_the_data_set_does(shapes):
 def test_a_network_sees_the_same_through_pixels(trained, shapes):
     with torch.no_grad():
         logits = attacks.PixelNetwork(trained, shapes)(attacks.pixels_of(shapes))
-    torch.testing.assert_close(logits, evaluation.predict(trained, shapes))
+    torch.testing.assert_close(logits, inference.predict(trained, shapes))
 
 
 # --- closed forms ----------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_fgsm_of_a_linear_network():
     images, model, epsilon = noise(12, classes=5), linear(5), 8 / 255
     x = attacks.pixels_of(images)
     attacked = attacks.fgsm(attacks.PixelNetwork(model, images), x, images.labels, epsilon=epsilon)
-    p = evaluation.predict(model, images).double().softmax(1)
+    p = inference.predict(model, images).double().softmax(1)
     weight = model[1].weight.detach().double()
     for image, before, share, label in zip(attacked, x, p, images.labels.tolist(), strict=True):
         share[label] -= 1
@@ -278,7 +280,7 @@ def test_pgd_is_never_above_clean_and_falls_with_epsilon(trained, shapes):
         left = [report.outcome("pgd", e, route).survives.sum() for e in EPSILONS]
         assert report.clean.sum() >= left[0] >= left[1] >= left[2]
     assert report.clean.sum() > report.worst(EPSILONS[2]).sum()
-    assert torch.equal(report.clean, evaluation.answers(trained, shapes[:16]))
+    assert torch.equal(report.clean, inference.answers(trained, shapes[:16]))
 
 
 def test_an_attack_that_makes_an_answer_right_has_not_made_it_survive():
@@ -334,7 +336,7 @@ def test_the_same_seed_gives_the_same_and_nothing_is_left_changed(trained, shape
     assert asking == [p.requires_grad for p in trained.parameters()]
     assert hooks == [len(m._forward_hooks) for m in trained.modules()]
     assert (trained.head.weight.grad == 1).all()
-    assert not evaluation.only_mask(trained).detach_tokens
+    assert not inference.only_mask(trained).detach_tokens
     trained.zero_grad()
     trained.eval()
     assert first.summary() == again.summary()
@@ -403,7 +405,7 @@ def test_square_alone_breaks_what_has_no_gradient():
 
 def test_bpda_answers_as_the_network_does_and_passes_every_gradient(trained, shapes):
     x = shapes.normalise(shapes.images[:4])
-    mask, seen = evaluation.only_mask(trained), []
+    mask, seen = inference.only_mask(trained), []
     expected = trained(x).detach()
     with attacks.surrogate(trained, "bpda"):
         handle = mask.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
@@ -472,7 +474,7 @@ def test_finite_differences_of_a_known_loss():
     check = attacks.gradient_check(model, images, steps=(step,))
     weight = model[1].weight.detach().double()
     slope = ((weight[0] - weight[1]).view(3, 4, 4) / torch.tensor(images.std)[:, None, None]).abs()
-    logits = evaluation.predict(model, images)[0].double()
+    logits = inference.predict(model, images)[0].double()
     margin = (logits.max() - logits.min()).item()
     change = (slope.square().sum() / slope.max() * step).item()  # of the margin
     share = torch.sigmoid(torch.tensor(-margin)).item()
@@ -492,7 +494,7 @@ def test_what_passes_the_mask(settings, shapes):
     torch.manual_seed(0)
     network = backbones.CifarNet(backbones.SMOKE)
     attach_energy_mask(network, "group2", temperature=0.2, **settings)
-    mask = evaluation.only_mask(network)
+    mask = inference.only_mask(network)
     mask.weight.data.mul_(5)
     check = attacks.gradient_check(network, shapes[:6])
     blind = bool(settings.get("detach_tokens"))

@@ -6,8 +6,8 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_states
-from ersm_lab import data
-from ersm_lab.backbones import FULL, LAPTOP, SMOKE, CifarNet, CifarNetSettings, resnet18
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import FULL, LAPTOP, SMOKE, CifarNet, CifarNetSettings, resnet18
 
 STAGES = ["stem", "group1", "group2", "group3"]
 

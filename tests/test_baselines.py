@@ -6,11 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ersm_lab import baselines, data, experiments, inverse_scale, records, runs
-from ersm_lab.baselines import Coding, Smoothing, StagedImages
-from ersm_lab.data import Augment
-from ersm_lab.sparse_coding import SparseCoding2d, sparse_layers
-from ersm_lab.training import TrainSettings
+from ersm_lab.evaluation.sparse_lambda import sparse_layers
+from ersm_lab.images import data, inverse_scale
+from ersm_lab.images.data import Augment
+from ersm_lab.images.smoothed import at_level
+from ersm_lab.networks.sparse_coding import SparseCoding2d
+from ersm_lab.results import answer_bits, records
+from ersm_lab.training import baselines, experiments, runs
+from ersm_lab.training.baselines import Coding, Smoothing, StagedImages
+from ersm_lab.training.loop import TrainSettings
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +62,7 @@ def test_every_epoch_is_made_of_the_images_of_its_level():
     settings = dict(batch_size=32, augment=Augment(), seed=3)
     batches, plain = staged.batches(**settings), images.batches(**settings)
     assert len(batches) == len(plain) == 2
-    flat = replace(images, images=baselines.at_level(images.images, 0.9, progress=False))
+    flat = replace(images, images=at_level(images.images, 0.9, progress=False))
     for epoch, expected in ((1, flat.batches(**settings)), (2, plain)):
         for (x, labels), (y, right) in zip(
             batches.epoch(epoch), expected.epoch(epoch), strict=True
@@ -69,19 +73,18 @@ def test_every_epoch_is_made_of_the_images_of_its_level():
 def test_images_at_a_level_are_the_sparsified_ones_to_half_a_grey_level():
     images = data.load("shapes", "train", limit=8).images
     x = images.permute(0, 3, 1, 2).float() / 255
-    found = baselines.at_level(images, 0.8, progress=False).permute(0, 3, 1, 2).float() / 255
+    found = at_level(images, 0.8, progress=False).permute(0, 3, 1, 2).float() / 255
     expected = inverse_scale.sparsify(x, 0.8).clamp(0, 1)
     assert (found - expected).abs().max() <= 0.5 / 255 + 1e-6
     assert (found - x).abs().max() > 0.02  # something was smoothed
-    assert baselines.at_level(images, 0.0) is images
+    assert at_level(images, 0.0) is images
 
 
 def test_the_low_pass_has_the_energy_of_the_sparsified_image():
     images = data.load("shapes", "train", limit=8).images // 2 + 64  # so that nothing is clipped
     x = images.permute(0, 3, 1, 2).float() / 255
     flat, smooth = (
-        baselines.at_level(images, 0.8, low_pass=low, progress=False).permute(0, 3, 1, 2).float()
-        / 255
+        at_level(images, 0.8, low_pass=low, progress=False).permute(0, 3, 1, 2).float() / 255
         for low in (False, True)
     )
     energy = inverse_scale.retained_energy(x, flat)
@@ -136,8 +139,8 @@ def test_a_run_leaves_a_valid_record_and_the_network_that_was_scored(method, hom
     assert ("sparse_coding.py" in names) == (row.config.coding is not None)
     model = experiments.restore(row, record)
     test = data.load("shapes", "test", limit=48)
-    right = runs.unpack(record["answers"], 48)
-    assert torch.equal(right, experiments.runs.evaluation.answers(model, test))
+    right = answer_bits.unpack(record["answers"], 48)
+    assert torch.equal(right, experiments.runs.inference.answers(model, test))
 
 
 def test_smoothing_changes_what_is_learned_and_nothing_else(home):

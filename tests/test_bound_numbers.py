@@ -22,7 +22,7 @@ from bound_numbers import (
 )
 from build_book import differing
 
-from ersm_lab.tables import Table
+from ersm_lab.views.tables import Table
 
 PAGES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "book").glob("*.md"))]
 

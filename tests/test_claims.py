@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import claims, runs
-from ersm_lab.claims import accuracy_is_preserved, sparsity_adapts
+from ersm_lab.results import answer_bits, claims
+from ersm_lab.results.claims import accuracy_is_preserved, sparsity_adapts
 
 IMAGES = 4_000
 
@@ -15,7 +15,7 @@ def dense(seed):
 
 
 def answering(right, seed):
-    answers = runs.pack(torch.as_tensor(right))
+    answers = answer_bits.pack(torch.as_tensor(right))
     config = {"test_images": IMAGES}
     return {"name": "r", "dataset": "d", "seed": seed, "answers": answers, "config": config}
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import ersm_lab
-from ersm_lab import __main__, provenance, records, standing
+from ersm_lab import __main__
 from ersm_lab.__main__ import main
+from ersm_lab.results import provenance, records, standing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Lab:
         if experiment.name in self.broken:
             raise self.broken[experiment.name]
         records.write(
-            records.provenance(["ersm_lab/records.py"])
+            records.provenance(["ersm_lab/results/records.py"])
             | {
                 "name": experiment.name,
                 "method": experiment.method,
@@ -248,7 +249,7 @@ class Bench:
         if name in self.broken:
             raise self.broken[name]
         records.write(
-            records.provenance(["ersm_lab/records.py"])
+            records.provenance(["ersm_lab/results/records.py"])
             | {
                 "name": name,
                 "method": f"{experiment.method}.{suite}",
@@ -449,9 +450,9 @@ def test_verify_without_a_tolerance_verifies_nothing(lab, capsys):
 
 def test_verify_says_when_the_sources_are_others(lab, capsys):
     main(["run", ERSM[0]])
-    spoil(ERSM[0], source_hash="0" * 64, sources={"ersm_lab/records.py": "0" * 64})
+    spoil(ERSM[0], source_hash="0" * 64, sources={"ersm_lab/results/records.py": "0" * 64})
     assert main(["verify", ERSM[0]]) == 0
-    assert "recorded with other sources: ersm_lab/records.py\n" in capsys.readouterr().out
+    assert "recorded with other sources: ersm_lab/results/records.py\n" in capsys.readouterr().out
 
 
 def test_verify_takes_one_smoke_record_of_each_kind_of_method(lab):

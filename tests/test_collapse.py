@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from ersm_lab import collapse, records, tables
-from ersm_lab.collapse import Criteria, verdict
-from ersm_lab.evaluation import mask_statistics
-from ersm_lab.training import TrainSettings
+from ersm_lab.chapters import collapse
+from ersm_lab.chapters.collapse import Criteria, verdict
+from ersm_lab.evaluation.inference import mask_statistics
+from ersm_lab.results import records
+from ersm_lab.training.loop import TrainSettings
+from ersm_lab.views import tables
 
 
 def record(*, kept=0.5, between=0.1, within=0.4, position=0.1, own=0.9, other=0.85, **more):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_lab import backbones, controls, data, evaluation
-from ersm_lab.controls import RandomMask
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data
+from ersm_lab.networks import backbones, controls
+from ersm_lab.networks.controls import RandomMask
 
 
 def test_keeps_the_share_it_was_told_in_training_and_evaluation():
@@ -30,10 +32,10 @@ def test_costs_nothing_learns_nothing_and_is_evaluated_like_a_mask():
     torch.manual_seed(0)
     model = controls.attach(backbones.CifarNet(backbones.SMOKE), "group1", "random", keep=0.5)
     images = data.load("shapes", "test", limit=500)
-    metrics = evaluation.evaluate(model, images, validation=images)
+    metrics = inference.evaluate(model, images, validation=images)
     assert metrics["mask"]["kept_fraction"] == pytest.approx(0.5, abs=0.01)
     assert metrics["validation"]["mask"]["kept_fraction"] == metrics["mask"]["kept_fraction"]
-    mask = evaluation.only_mask(model)
+    mask = inference.only_mask(model)
     assert mask.loss() == 0 and not any(p.requires_grad for p in mask.parameters())
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_lab import cost, records, standing
+from ersm_lab import cost
 from ersm_lab.cost import CostSettings
-from ersm_lab.sparse_coding import CSCSettings, SparseCoding2d
+from ersm_lab.networks.sparse_coding import CSCSettings, SparseCoding2d
+from ersm_lab.results import records, standing
 
 TINY = CostSettings(
     backbone=replace(cost.SMOKE, widths=(4, 4), stem_channels=8),

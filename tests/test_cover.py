@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import backbones, cover, records
+from ersm_lab import cover
 from ersm_lab.cover import Look, Stack, draw, fingerprint, stacks
-from ersm_lab.evaluation import only_mask
+from ersm_lab.evaluation.inference import only_mask
+from ersm_lab.networks import backbones
+from ersm_lab.results import records
 
 SVG = "{http://www.w3.org/2000/svg}"
 STORED = records.home() / "book" / "_static" / "cover.svg"

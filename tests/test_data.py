@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import data, download, shapes
-from ersm_lab.data import Augment, Batches, ImageSet
+from ersm_lab.images import data, download, shapes
+from ersm_lab.images.data import Augment, Batches, ImageSet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -8,7 +8,9 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
-from ersm_lab import backbones, data, deletion, evaluation
+from ersm_lab.evaluation import deletion, inference
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
 
 
 def slow_curve(tokens, importance, labels, fractions):
@@ -106,9 +108,9 @@ def test_a_network_predicts_under_the_mask_it_is_given():
     attach_energy_mask(network, "group2", preset="stable")
     predict = deletion.network_predictor(network, images)
     ones = predict(torch.ones(30, 8, 8, dtype=torch.bool))
-    evaluation.only_mask(network).enabled = False
-    assert torch.equal(ones, evaluation.predict(network, images))
-    evaluation.only_mask(network).enabled = True
+    inference.only_mask(network).enabled = False
+    assert torch.equal(ones, inference.predict(network, images))
+    inference.only_mask(network).enabled = True
     keep = deletion.keep_masks(torch.rand(30, 8, 8), 0.5)
     x = images.normalise(images.images)
     map_ = network.eval().group2[:-1](network.group1(network.stem(x)))  # (N, D, 8, 8)

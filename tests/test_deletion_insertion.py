@@ -10,8 +10,10 @@ from scipy import ndimage
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import backbones, data, deletion, evaluation, rankings
-from ersm_lab import deletion_insertion as di
+from ersm_lab.evaluation import deletion, inference, rankings
+from ersm_lab.evaluation import deletion_insertion as di
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
 
 GAMES_OF = [(c, g) for c in di.CONVENTIONS for g in di.GAMES if (c, g) != (di.QUANTUS, "insertion")]
 
@@ -320,7 +322,7 @@ def masked_network(layer="group2", **settings):
     torch.manual_seed(0)
     net = backbones.CifarNet(backbones.SMOKE)
     attach_energy_mask(net, layer, **settings)
-    evaluation.only_mask(net).weight.data.mul_(5)
+    inference.only_mask(net).weight.data.mul_(5)
     return net
 
 
@@ -368,7 +370,7 @@ def test_accuracy_from_an_open_mask_is_that_of_the_deletion_module(shapes):
 
 def test_deleting_what_a_hard_mask_has_dropped_changes_nothing(shapes):
     net = masked_network(preset="stable", bias_init=0.2)
-    dropped = evaluation.collect_masks(net, shapes)[:, 0] == 0  # (N, 8, 8)
+    dropped = inference.collect_masks(net, shapes)[:, 0] == 0  # (N, 8, 8)
     found = di.perturbation_curve(
         net,
         shapes,

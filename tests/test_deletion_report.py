@@ -14,18 +14,13 @@ from PIL import Image
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import (
-    backbones,
-    data,
-    deletion,
-    evaluation,
-    judging,
-    rankings,
-    records,
-    runs,
-)
-from ersm_lab import deletion_insertion as di
-from ersm_lab import deletion_report as report
+from ersm_lab import judging
+from ersm_lab.chapters import deletion_report as report
+from ersm_lab.evaluation import deletion, inference, rankings
+from ersm_lab.evaluation import deletion_insertion as di
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
+from ersm_lab.results import answer_bits, records
 
 SHARES = (0, 50, 90)
 LEVELS = {"logit": 0.9, "unary": 0.9, "magnitude": 0.8, "energy": 0.6, "random": 0.7}
@@ -75,7 +70,7 @@ def made(method, seed=0, *, shift=0.0, images=80, blank=(), levels=LEVELS):
         "method": f"{method}.deletion",
         "seed": seed,
         "config": {"conditions": list(right)},
-        "answers": runs.pack(torch.stack([*right.values()]).flatten()),
+        "answers": answer_bits.pack(torch.stack([*right.values()]).flatten()),
         "metrics": {
             "images": images,
             "curve_images": 8,
@@ -230,7 +225,7 @@ def test_the_best_ranking_is_chosen_on_the_other_half():
         right[f"logit.{share}"][::2] = 1  # right on every even image, on no odd one
         right[f"random.{share}"][1:20:2] = 1  # right on half of the odd ones
     record["config"]["conditions"] = list(right)
-    record["answers"] = runs.pack(torch.stack([*right.values()]).bool().flatten())
+    record["answers"] = answer_bits.pack(torch.stack([*right.values()]).bool().flatten())
     even = np.arange(40) % 2 == 0
     assert report.best([record], even) == "logit" and report.best([record], ~even) == "random"
     values, chosen = report.under_its_best([record])
@@ -402,10 +397,10 @@ def test_answers_from_ones_are_those_of_the_deletion_module(masked, shapes):
 
 def test_from_its_own_mask_dropped_tokens_cost_nothing(masked, shapes):
     importance = rankings.energies(masked, shapes, "group1")["logit"]
-    dropped = 1 - evaluation.collect_masks(masked, shapes).mean((1, 2, 3))  # (N,)
+    dropped = 1 - inference.collect_masks(masked, shapes).mean((1, 2, 3))  # (N,)
     fractions = (0.0, 0.9 * dropped.min().item(), 1.0)
     own = report.answers(masked, shapes, "group1", importance, fractions=fractions, start="mask")
-    torch.testing.assert_close(own[0], evaluation.predict(masked, shapes).softmax(1))
+    torch.testing.assert_close(own[0], inference.predict(masked, shapes).softmax(1))
     torch.testing.assert_close(own[1], own[0])
     assert (own[2] - own[0]).abs().max() > 1e-3
     ones = report.answers(masked, shapes, "group1", importance, fractions=fractions)
@@ -417,7 +412,7 @@ def test_a_dense_network_answers_too(shapes):
     model = backbones.CifarNet(backbones.SMOKE).eval()
     importance = deletion.centre_prior(16, 16).expand(6, 16, 16)
     found = report.answers(model, shapes, "group1", importance, fractions=(0.0,))
-    torch.testing.assert_close(found[0], evaluation.predict(model, shapes).softmax(1))
+    torch.testing.assert_close(found[0], inference.predict(model, shapes).softmax(1))
 
 
 def test_tokens_deleted_before_is_a_place_not_a_value():
@@ -460,7 +455,7 @@ def test_two_starts_are_drawn_beside_each_other(masked, shapes):
     maps = {"logit": rankings.energies(masked, shapes, "group1")["logit"]}
     figure = report.draw_starts(masked, shapes, "group1", maps, fractions=(0.0, 0.5))
     ones, own = figure.axes
-    right = 100 * evaluation.accuracy(masked, shapes)
+    right = 100 * inference.accuracy(masked, shapes)
     assert own.lines[0].get_ydata()[0] == pytest.approx(right)
     assert "ones" in ones.get_title() and "[%]" in ones.get_xlabel()
 
@@ -515,7 +510,7 @@ def test_a_real_card_can_be_read(shapes):
         "name": "card",
         "seed": 0,
         "config": {"conditions": list(finding.conditions)},
-        "answers": runs.pack(finding.right.flatten()),
+        "answers": answer_bits.pack(finding.right.flatten()),
         "metrics": finding.metrics,
     }
     groups = {"masked": [record]}

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import data, demo_export, experiments, painted_scenes, records, runs
+from ersm_lab import demo_export
 from ersm_lab.__main__ import main
-from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.evaluation import evaluating, only_mask, replaced_mask
+from ersm_lab.evaluation.inference import evaluating, only_mask, replaced_mask
+from ersm_lab.images import data, painted_scenes
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.results import records
+from ersm_lab.training import experiments, runs
 
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript")
 pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")

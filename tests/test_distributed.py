@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import data
-from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.distributed import CpuSyncBatchNorm2d, synchronise_batch_norm
-from ersm_lab.training import TrainSettings, make_fabric, train
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.training.distributed import CpuSyncBatchNorm2d, synchronise_batch_norm
+from ersm_lab.training.loop import TrainSettings, make_fabric, train
 
 SETTINGS = TrainSettings(
     epochs=2, batch_size=32, learning_rate=0.1, mask_start=0.25, mask_ramp=0.25, precision="32-true"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ersm_lab.download import CHUNK, Archive, fetch_archive
+from ersm_lab.images.download import CHUNK, Archive, fetch_archive
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ersm_core import EnergyMask
-from ersm_lab import energy_theory as theory
-from ersm_lab.energy_theory import Landscape
+from ersm_lab.views import energy_theory as theory
+from ersm_lab.views.energy_theory import Landscape
 
 LANDSCAPES = [
     Landscape(lambda_unary=1.0),

@@ -8,8 +8,8 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
-from ersm_lab import evaluation
-from ersm_lab.data import ImageSet
+from ersm_lab.evaluation import inference
+from ersm_lab.images.data import ImageSet
 
 COUNT, SIDE = 30, 4
 
@@ -46,7 +46,7 @@ def reader(*, masked=True, **settings):
     model = Reader()
     if masked:
         attach_energy_mask(model, "stage", channels=3, **settings)
-        mask = evaluation.only_mask(model)
+        mask = inference.only_mask(model)
         mask.weight.data.mul_(6)  # masks that differ between images and between positions
     return model.train()
 
@@ -72,26 +72,26 @@ def test_predictions_are_those_of_the_network_in_evaluation_mode(images):
     model = reader(masked=False)
     x = images.normalise(images.images)
     expected = model.eval()(x).detach()
-    logits = evaluation.predict(model.train(), images)
+    logits = inference.predict(model.train(), images)
     assert torch.equal(logits, expected) and not logits.requires_grad
     assert logits.shape == (COUNT, 3) and logits.dtype == torch.float32
 
 
 def test_images_are_taken_in_order_over_several_batches(images, monkeypatch):
     model = reader(masked=False)
-    whole = evaluation.predict(model, images)
+    whole = inference.predict(model, images)
     monkeypatch.setattr(ImageSet.inputs, "__defaults__", (4,))
-    torch.testing.assert_close(evaluation.predict(model, images), whole)
+    torch.testing.assert_close(inference.predict(model, images), whole)
 
 
 def test_with_flip_the_mirror_image_counts_as_much(images):
     model = reader()
     mirrored = replace(images, images=images.images.flip(2))
-    plain, other = (evaluation.predict(model, part) for part in (images, mirrored))
+    plain, other = (inference.predict(model, part) for part in (images, mirrored))
     assert not torch.allclose(plain, other)
-    both = evaluation.predict(model, images, flip=True)
+    both = inference.predict(model, images, flip=True)
     torch.testing.assert_close(both, (plain + other) / 2)
-    torch.testing.assert_close(evaluation.predict(model, mirrored, flip=True), both)
+    torch.testing.assert_close(inference.predict(model, mirrored, flip=True), both)
 
 
 def test_accuracy_is_the_share_of_right_answers(images):
@@ -99,14 +99,14 @@ def test_accuracy_is_the_share_of_right_answers(images):
         def forward(self, x):
             return torch.eye(3)[torch.tensor([0, 1, 2, 0, 1, 0, 0, 0, 0])]  # 6 of 9 are right
 
-    assert evaluation.accuracy(Says(), images[:9]) == pytest.approx(6 / 9)
+    assert inference.accuracy(Says(), images[:9]) == pytest.approx(6 / 9)
 
 
 def test_modes_come_back_as_they_were_one_by_one(images):
     model = reader()
     model.head.eval()
     before = modes(model)
-    evaluation.evaluate(model, images)
+    inference.evaluate(model, images)
     assert modes(model) == before and len(set(before)) == 2
 
 
@@ -114,7 +114,7 @@ def test_modes_come_back_after_an_exception():
     model = reader()
     model.head.eval()
     before = modes(model)
-    with pytest.raises(KeyError), evaluation.evaluating(model):
+    with pytest.raises(KeyError), inference.evaluating(model):
         assert modes(model) == [False] * len(before) and not torch.is_grad_enabled()
         raise KeyError
     assert modes(model) == before and torch.is_grad_enabled()
@@ -125,18 +125,18 @@ def test_modes_come_back_after_an_exception():
 
 def test_masks_are_collected_of_every_image_in_order(images, monkeypatch):
     model = reader()
-    with evaluation.evaluating(model):
+    with inference.evaluating(model):
         model(images.normalise(images.images))
-    expected = evaluation.only_mask(model).state.mask
+    expected = inference.only_mask(model).state.mask
     monkeypatch.setattr(ImageSet.inputs, "__defaults__", (4,))
-    masks = evaluation.collect_masks(model, images)
+    masks = inference.collect_masks(model, images)
     assert masks.shape == (COUNT, 1, SIDE, SIDE) and not masks.requires_grad
     torch.testing.assert_close(masks, expected)
 
 
 def test_hard_masks_are_free_of_noise_when_evaluated(images):
     model = reader(hard=True)
-    first, again = (evaluation.collect_masks(model, images) for _ in range(2))
+    first, again = (inference.collect_masks(model, images) for _ in range(2))
     assert torch.equal(first, again) and set(first.unique().tolist()) == {0.0, 1.0}
 
 
@@ -144,7 +144,7 @@ def test_hard_masks_are_free_of_noise_when_evaluated(images):
 def test_only_mask_wants_exactly_one(count):
     model = nn.Sequential(*(EnergyMask(3) for _ in range(count)))
     with pytest.raises(ValueError, match=f"one energy mask, this one has {count}"):
-        evaluation.only_mask(model)
+        inference.only_mask(model)
 
 
 def test_statistics_of_masks_made_by_hand():
@@ -155,7 +155,7 @@ def test_statistics_of_masks_made_by_hand():
             [[1.0, 0.0], [0.0, 0.0]],
         ]
     )[:, None]
-    found = evaluation.mask_statistics(masks, torch.tensor([2, 0, 2]), classes=3)
+    found = inference.mask_statistics(masks, torch.tensor([2, 0, 2]), classes=3)
     assert found["kept_fraction"] == pytest.approx(7 / 12)
     between = (((1 - 7 / 12) ** 2 + (1 / 2 - 7 / 12) ** 2 + (1 / 4 - 7 / 12) ** 2) / 3) ** 0.5
     assert found["between_images_sd"] == pytest.approx(between)
@@ -167,7 +167,7 @@ def test_statistics_of_masks_made_by_hand():
 
 def test_a_fixed_pattern_differs_between_positions_only():
     pattern = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).expand(5, 1, 2, 2)
-    found = evaluation.mask_statistics(pattern, torch.zeros(5, dtype=torch.long), classes=1)
+    found = inference.mask_statistics(pattern, torch.zeros(5, dtype=torch.long), classes=1)
     assert found["between_images_sd"] == 0
     assert [found["position_sd"], found["within_image_sd"]] == pytest.approx([0.1875**0.5] * 2)
 
@@ -177,12 +177,12 @@ def test_a_fixed_pattern_differs_between_positions_only():
 
 def test_each_control_is_the_accuracy_with_that_mask_instead(images, monkeypatch):
     model = reader()
-    masks = evaluation.collect_masks(model, images)
+    masks = inference.collect_masks(model, images)
     by_hand = {"uniform": masks.mean(), "position_mean": masks.mean(0), "ones": torch.ones(())}
     by_hand["other_image"] = torch.cat([masks[-1:], masks[:-1]])  # each has that of the one before
-    scores = evaluation.mask_controls(model, images, masks)
-    monkeypatch.setattr(evaluation, "accuracy", evaluation.predict)  # logits tell more
-    found = evaluation.mask_controls(model, images, masks)
+    scores = inference.mask_controls(model, images, masks)
+    monkeypatch.setattr(inference, "accuracy", inference.predict)  # logits tell more
+    found = inference.mask_controls(model, images, masks)
     assert found.keys() == scores.keys() == by_hand.keys()
     for name, m in by_hand.items():
         logits = logits_by_hand(model, images, m)
@@ -193,12 +193,12 @@ def test_each_control_is_the_accuracy_with_that_mask_instead(images, monkeypatch
 
 def test_ones_are_the_network_without_its_mask(images):
     model = reader(hard=True)
-    mask = evaluation.only_mask(model)
-    with evaluation.replaced_mask(mask, torch.ones_like):
-        opened = evaluation.predict(model, images)
-    masked = evaluation.predict(model, images)
+    mask = inference.only_mask(model)
+    with inference.replaced_mask(mask, torch.ones_like):
+        opened = inference.predict(model, images)
+    masked = inference.predict(model, images)
     mask.enabled = False
-    assert torch.equal(opened, evaluation.predict(model, images))
+    assert torch.equal(opened, inference.predict(model, images))
     assert not torch.equal(opened, masked)
 
 
@@ -206,7 +206,7 @@ def test_a_replaced_mask_multiplies_x_at_every_position_of_its_patches():
     mask = EnergyMask(3, patch_size=2).eval()
     x = torch.randn(2, 3, 4, 6)
     instead = torch.rand(2, 1, 2, 3)
-    with evaluation.replaced_mask(mask, lambda m: instead):
+    with inference.replaced_mask(mask, lambda m: instead):
         y = mask(x)
     spread = instead.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(y, x * spread)
@@ -215,13 +215,13 @@ def test_a_replaced_mask_multiplies_x_at_every_position_of_its_patches():
 
 def test_hooks_and_modes_are_put_back_after_an_exception(images):
     model = reader()
-    mask = evaluation.only_mask(model)
+    mask = inference.only_mask(model)
     state = hooks(model), modes(model)
-    with pytest.raises(KeyError), evaluation.replaced_mask(mask, torch.ones_like):
+    with pytest.raises(KeyError), inference.replaced_mask(mask, torch.ones_like):
         raise KeyError
     assert (hooks(model), modes(model)) == state
     with pytest.raises(RuntimeError):  # masks of another size
-        evaluation.mask_controls(model, images, torch.rand(COUNT, 1, SIDE + 1, SIDE + 1))
+        inference.mask_controls(model, images, torch.rand(COUNT, 1, SIDE + 1, SIDE + 1))
     assert (hooks(model), modes(model)) == state
 
 
@@ -232,45 +232,45 @@ def test_hooks_and_modes_are_put_back_after_an_exception(images):
 def test_a_sound_network_meets_the_invariants_and_is_left_as_it_was(images, hard):
     model = reader(hard=hard)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = evaluation.check_invariants(model, images)
+    found = inference.check_invariants(model, images)
     assert 0 <= found["mask_min"] < found["mask_max"] <= 1 and found["energy_min"] >= 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert evaluation.only_mask(model).enabled
+    assert inference.only_mask(model).enabled
 
 
 def test_a_mask_outside_0_to_1_breaks_an_invariant(images, monkeypatch):
     monkeypatch.setattr(EnergyMask, "_mask", lambda self, z: 1.5 * torch.sigmoid(-z))
     with pytest.raises(RuntimeError, match="a mask outside 0 to 1"):
-        evaluation.check_invariants(reader(), images)
+        inference.check_invariants(reader(), images)
 
 
 def test_a_mask_that_cannot_open_breaks_an_invariant(images, monkeypatch):
     monkeypatch.setattr(EnergyMask, "_mask", lambda self, z: 0.99 * torch.sigmoid(-z))
     with pytest.raises(RuntimeError, match="wide open"):
-        evaluation.check_invariants(reader(), images)
+        inference.check_invariants(reader(), images)
 
 
 def test_a_network_with_noise_breaks_an_invariant(images, monkeypatch):
     monkeypatch.setattr(EnergyMask, "_mask", lambda self, z: torch.sigmoid(torch.randn_like(z) - z))
     with pytest.raises(RuntimeError, match="same answer twice"):
-        evaluation.check_invariants(reader(), images)
+        inference.check_invariants(reader(), images)
 
 
 def test_the_metrics_of_a_dense_network(images):
-    found = evaluation.evaluate(reader(masked=False), images)
+    found = inference.evaluate(reader(masked=False), images)
     assert set(found) == {"test_accuracy", "test_accuracy_flip", "parameters"}
     assert found["parameters"] == 6 * 3
 
 
 def test_the_metrics_of_a_masked_network_hold_together(images):
     model = reader()
-    found = evaluation.evaluate(model, images)
-    masks = evaluation.collect_masks(model, images)
-    assert found["test_accuracy"] == evaluation.accuracy(model, images)
-    assert found["test_accuracy_flip"] == evaluation.accuracy(model, images, flip=True)
-    assert found["mask"] == evaluation.mask_statistics(masks, images.labels, 3)
+    found = inference.evaluate(model, images)
+    masks = inference.collect_masks(model, images)
+    assert found["test_accuracy"] == inference.accuracy(model, images)
+    assert found["test_accuracy_flip"] == inference.accuracy(model, images, flip=True)
+    assert found["mask"] == inference.mask_statistics(masks, images.labels, 3)
     controls = found["accuracy_with_mask_replaced"]
-    assert controls == evaluation.mask_controls(model, images, masks)
+    assert controls == inference.mask_controls(model, images, masks)
     assert found["invariants"]["mask_min"] == masks.min().item()
     assert found["invariants"]["mask_max"] == masks.max().item()
 
@@ -292,10 +292,10 @@ def test_two_masks_have_statistics_each_and_are_replaced_together(images):
     model = TwoStages()
     for layer in ("stage", "second"):
         attach_energy_mask(model, layer, channels=3, hard=True)
-    for mask in evaluation.energy_masks(model).values():
+    for mask in inference.energy_masks(model).values():
         mask.weight.data.mul_(6)
-    found = evaluation.evaluate(model, images)
-    _, masks = evaluation.look(model, images)
+    found = inference.evaluate(model, images)
+    _, masks = inference.look(model, images)
     assert {layer: m.shape[-1] for layer, m in masks.items()} == {
         "stage": SIDE,
         "second": SIDE // 2,
@@ -304,9 +304,9 @@ def test_two_masks_have_statistics_each_and_are_replaced_together(images):
     assert found["mask"] == found["masks"]["stage"]
     for layer, own in masks.items():
         assert found["masks"][layer]["kept_fraction"] == own.mean().item()
-    for mask in evaluation.energy_masks(model).values():
+    for mask in inference.energy_masks(model).values():
         mask.enabled = False  # all ones
-    bare = evaluation.accuracy(model, images)
+    bare = inference.accuracy(model, images)
     assert found["accuracy_with_mask_replaced"]["ones"] == bare
     with pytest.raises(ValueError, match="has 2"):
-        evaluation.mask_controls(model, images, masks["stage"])
+        inference.mask_controls(model, images, masks["stage"])

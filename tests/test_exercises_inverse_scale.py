@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ersm_lab import inverse_scale
 from ersm_lab.exercises import attempt
 from ersm_lab.exercises.inverse_scale import check_flatten, check_largest_step
+from ersm_lab.images import inverse_scale
 
 
 def flatten(u, opened, shift=1):

@@ -17,22 +17,14 @@ import pytest
 import torch
 from conftest import Killed
 
-from ersm_lab import (
-    checkpoints,
-    evaluation,
-    experiments,
-    files,
-    probes,
-    protocol_runs,
-    protocols,
-    records,
-    runs,
-    standing,
-    verifying,
-)
+from ersm_lab import probes, verifying
 from ersm_lab.__main__ import main
-from ersm_lab.backbones import CifarNetSettings
-from ersm_lab.training import TrainSettings, make_fabric, train
+from ersm_lab.common import checkpoints, files
+from ersm_lab.evaluation import inference
+from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.results import records, standing
+from ersm_lab.training import experiments, protocol_runs, protocols, runs
+from ersm_lab.training.loop import TrainSettings, make_fabric, train
 
 # Dense, an energy mask that goes on from the trunk, a baseline, the published protocol.
 METHODS = ("ablation-dense", "ablation-ersm", "sdnet", "published-as-released")
@@ -280,7 +272,7 @@ def run_warned(experiment, home: Path, path: Path, how: str) -> dict:
 
 def killed_in_epoch(number: int, experiment, home: Path, monkeypatch) -> Path:
     """Ends a run in the evaluation after an epoch; the file that it goes on from."""
-    progress, seen = evaluation.progress, []
+    progress, seen = inference.progress, []
 
     def die(*arguments):
         seen.append(0)
@@ -289,7 +281,7 @@ def killed_in_epoch(number: int, experiment, home: Path, monkeypatch) -> Path:
         return progress(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "progress", die)
+        patch.setattr(inference, "progress", die)
         with pytest.raises(Killed):
             experiments.run(experiment, root=home, progress=False)
     (left,) = (home / "data/cache/training").rglob("*.pt")

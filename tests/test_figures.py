@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ersm_lab.figures import bare, beside
+from ersm_lab.views.figures import bare, beside
 
 
 def test_pictures_stand_beside_each_other_with_gaps_between_them_only():

@@ -20,38 +20,31 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import (
+from ersm_lab import image_folders
+from ersm_lab.evaluation import (
     attacks,
-    backbones,
-    controls,
     deletion,
     deletion_insertion,
-    evaluation,
-    image_folders,
-    inverse_scale,
+    inference,
     lambda_suite,
-    normalisation,
     object_masks,
-    perturbations,
-    protocols,
-    pruning,
     rankings,
-    shapes,
     smoothing_suite,
-    sparse_coding,
-    statistics,
-    training,
-    variants,
+    sparse_lambda,
 )
-from ersm_lab.data import Augment, ImageSet
-from ersm_lab.runs import MaskPlace
+from ersm_lab.images import inverse_scale, perturbations, shapes
+from ersm_lab.images.data import Augment, ImageSet
+from ersm_lab.networks import backbones, controls, sparse_coding
+from ersm_lab.results import statistics
+from ersm_lab.training import loop, normalisation, protocols, pruning, variants
+from ersm_lab.training.runs import MaskPlace
 
 # --- what works ------------------------------------------------------------------------------------
 
 LOTS = torch.Generator().manual_seed(0)
 PIXELS = torch.rand(2, 3, 8, 8, generator=LOTS)
 NET = backbones.CifarNetSettings(widths=(4, 4), depth=1, stem_channels=4)
-TRAIN = training.TrainSettings(epochs=1)
+TRAIN = loop.TrainSettings(epochs=1)
 CODES = torch.randn(4, 3, 3, 3, generator=LOTS)  # a dictionary
 MAPS = torch.rand(3, 4, 4, generator=LOTS)
 OBJECTS = MAPS > 0.5
@@ -381,35 +374,35 @@ CASES = {
     ),
     # evaluation
     "evaluating": Case(
-        opened(evaluation.evaluating), lambda: {"model": dense()}, {"model": NETWORK}
+        opened(inference.evaluating), lambda: {"model": dense()}, {"model": NETWORK}
     ),
-    "predict": Case(evaluation.predict, asked(flip=True), ASKED | {"flip": not_flag()}),
-    "accuracy": Case(evaluation.accuracy, asked(flip=True), ASKED | {"flip": not_flag()}),
-    "answers": Case(evaluation.answers, asked(), ASKED),
-    "look": Case(evaluation.look, asked(model=masked()), ASKED),
-    "progress": Case(evaluation.progress, asked(model=masked()), ASKED),
-    "collect_masks": Case(evaluation.collect_masks, asked(model=masked()), ASKED),
-    "check_invariants": Case(evaluation.check_invariants, asked(model=masked()), ASKED),
+    "predict": Case(inference.predict, asked(flip=True), ASKED | {"flip": not_flag()}),
+    "accuracy": Case(inference.accuracy, asked(flip=True), ASKED | {"flip": not_flag()}),
+    "answers": Case(inference.answers, asked(), ASKED),
+    "look": Case(inference.look, asked(model=masked()), ASKED),
+    "progress": Case(inference.progress, asked(model=masked()), ASKED),
+    "collect_masks": Case(inference.collect_masks, asked(model=masked()), ASKED),
+    "check_invariants": Case(inference.check_invariants, asked(model=masked()), ASKED),
     "evaluate": Case(
-        evaluation.evaluate,
+        inference.evaluate,
         asked(model=masked(), validation=image_set()),
         ASKED | {"validation": not_data(optional=True)},
     ),
-    "energy_masks": Case(evaluation.energy_masks, lambda: {"model": dense()}, {"model": NETWORK}),
-    "has_mask": Case(evaluation.has_mask, lambda: {"model": dense()}, {"model": NETWORK}),
-    "only_mask": Case(evaluation.only_mask, lambda: {"model": masked()}, {"model": NETWORK}),
+    "energy_masks": Case(inference.energy_masks, lambda: {"model": dense()}, {"model": NETWORK}),
+    "has_mask": Case(inference.has_mask, lambda: {"model": dense()}, {"model": NETWORK}),
+    "only_mask": Case(inference.only_mask, lambda: {"model": masked()}, {"model": NETWORK}),
     "replaced_mask": Case(
-        opened(evaluation.replaced_mask),
-        lambda: {"mask": evaluation.only_mask(masked()), "change": torch.ones_like},
+        opened(inference.replaced_mask),
+        lambda: {"mask": inference.only_mask(masked()), "change": torch.ones_like},
         {"mask": not_a(dense()), "change": not_a()},
     ),
     "mask_statistics": Case(
-        evaluation.mask_statistics,
+        inference.mask_statistics,
         lambda: {"masks": MAPS[:, None], "labels": torch.tensor([0, 1, 2]), "classes": 3},
         {"masks": not_tensor(MAPS[:, None]), "labels": not_labels(3, 3), "classes": not_whole()},
     ),
     "mask_controls": Case(
-        evaluation.mask_controls,
+        inference.mask_controls,
         asked(model=masked(), masks=torch.rand(3, 1, 16, 16)),
         ASKED | {"masks": not_tensor(torch.rand(3, 1, 16, 16)) | st.just({"group9": MAPS})},
     ),
@@ -594,7 +587,7 @@ CASES = {
         {"x": not_a(PIXELS[0], PIXELS[:, :2], PIXELS[..., :2])},
     ),
     "using_lambda": Case(
-        opened(sparse_coding.using_lambda),
+        opened(sparse_lambda.using_lambda),
         lambda: {"model": coded(), "value": 0.1},
         {
             "model": NETWORK,
@@ -603,7 +596,7 @@ CASES = {
         },
     ),
     "set_lambda": Case(
-        sparse_coding.set_lambda,
+        sparse_lambda.set_lambda,
         lambda: {"model": coded(), "value": 0.1},
         {
             "model": NETWORK,
@@ -613,7 +606,7 @@ CASES = {
         },
     ),
     "LabelFreeLambda.fit": Case(
-        sparse_coding.LabelFreeLambda.fit,
+        sparse_lambda.LabelFreeLambda.fit,
         lambda: {"model": coded(), "images": torch.rand(4, 3, 32, 32), "bins": 2, "noise": (0.1,)},
         {
             "model": NETWORK,
@@ -627,7 +620,7 @@ CASES = {
         },
     ),
     "oracle_lambda": Case(
-        sparse_coding.oracle_lambda,
+        sparse_lambda.oracle_lambda,
         asked(model=coded(), grid=(0.1, 0.2)),
         ASKED | {"grid": not_several(not_number(0)), "layer": not_word("group1.0", optional=True)},
     ),
@@ -1299,7 +1292,7 @@ CASES = {
         {"group": st.sampled_from([None, 3, "group", ["x"], [{}]])},
     ),
     "TrainSettings": Case(
-        training.TrainSettings,
+        loop.TrainSettings,
         lambda: {"epochs": 1},
         {
             "epochs": not_whole(1, MOST),
@@ -1321,7 +1314,7 @@ CASES = {
             "mask_noise_stop": not_share(),
             "ema_decay": not_number(0, 1, high_is_bad=True),
             "augment": not_a(),
-            "precision": not_word("auto", *training.PRECISIONS),
+            "precision": not_word("auto", *loop.PRECISIONS),
         },
     ),
 }
@@ -1364,13 +1357,13 @@ def spoiled(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda model, data: evaluation.accuracy(model, data),
-        lambda model, data: evaluation.accuracy(model, data, flip=True),
-        lambda model, data: evaluation.predict(model, data),
-        lambda model, data: evaluation.answers(model, data),
-        lambda model, data: evaluation.look(model, data),
-        lambda model, data: evaluation.evaluate(model, data),
-        lambda model, data: evaluation.progress(model, data),
+        lambda model, data: inference.accuracy(model, data),
+        lambda model, data: inference.accuracy(model, data, flip=True),
+        lambda model, data: inference.predict(model, data),
+        lambda model, data: inference.answers(model, data),
+        lambda model, data: inference.look(model, data),
+        lambda model, data: inference.evaluate(model, data),
+        lambda model, data: inference.progress(model, data),
         lambda model, data: attacks.evaluate_attacks(model, data, attacks.SMOKE),
         lambda model, data: attacks.fgsm(
             attacks.PixelNetwork(model, data), attacks.pixels_of(data), data.labels, epsilon=0.1
@@ -1403,4 +1396,4 @@ def test_a_network_that_answers_nan_has_no_accuracy(ask, hole):
 
 def test_a_network_of_other_classes_has_no_accuracy():
     with pytest.raises(ValueError, match="network of other classes"):
-        evaluation.accuracy(backbones.CifarNet(NET, classes=2).eval(), image_set())
+        inference.accuracy(backbones.CifarNet(NET, classes=2).eval(), image_set())

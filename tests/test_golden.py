@@ -13,7 +13,7 @@ import pytest
 from build_book import not_golden
 from golden_outputs import COMPUTED, ROOT, differences, frozen, shown, write
 
-from ersm_lab.tables import Table
+from ersm_lab.views.tables import Table
 
 ACCURACY = Table(
     caption="Accuracy", header=["method", "mean"], rows=[["dense", "90.60"], ["ersm", "89.47"]]

@@ -9,8 +9,8 @@ import torch
 from bs4 import BeautifulSoup
 from torch import nn
 
-from ersm_lab import head_to_head as h
-from ersm_lab import records
+from ersm_lab.chapters import head_to_head as h
+from ersm_lab.results import records
 
 SEEDS = (0, 1, 2)
 

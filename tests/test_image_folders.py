@@ -8,8 +8,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from ersm_lab import image_folders, protocols
-from ersm_lab.protocol_runs import PublishedConfig
+from ersm_lab import image_folders
+from ersm_lab.training import protocols
+from ersm_lab.training.protocol_runs import PublishedConfig
 
 KINDS = ("Abyssinian", "beagle", "pug")  # each drawn in a colour of its own
 
@@ -101,7 +102,7 @@ def test_extracted_maps_are_those_of_the_network_in_order(pets):
 
 @pytest.mark.parametrize("setting", ["pets", "cub"])
 def test_readers_are_compared_on_one_backbone(setting, pets, cub, monkeypatch):
-    from ersm_lab.training import make_fabric
+    from ersm_lab.training.loop import make_fabric
 
     monkeypatch.setattr(
         image_folders, "make_fabric", lambda **settings: make_fabric(device="cpu", **settings)

@@ -10,7 +10,8 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from ersm_lab import frames, potential
+from ersm_lab.chapters import potential
+from ersm_lab.views import frames
 
 
 def slider(name="slider", **changes):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import inverse_scale
-from ersm_lab.inverse_scale import PathSettings, inverse_scale_path, project, sparsify
+from ersm_lab.images import inverse_scale
+from ersm_lab.images.inverse_scale import PathSettings, inverse_scale_path, project, sparsify
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="the fused loop needs numba"

@@ -13,9 +13,12 @@ from bs4 import BeautifulSoup
 from PIL import Image
 from torch import nn
 
-from ersm_lab import data, experiments, inverse_scale, records, smoothing_suite
-from ersm_lab import inverse_scale_figures as pictures
-from ersm_lab.inverse_scale import PathSettings
+from ersm_lab.chapters import inverse_scale_figures as pictures
+from ersm_lab.evaluation import smoothing_suite
+from ersm_lab.images import data, inverse_scale
+from ersm_lab.images.inverse_scale import PathSettings
+from ersm_lab.results import records
+from ersm_lab.training import experiments
 
 
 @pytest.fixture(autouse=True)

@@ -11,24 +11,16 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
-from ersm_lab import (
-    backbones,
-    data,
-    deletion,
-    deletion_insertion,
-    evaluation,
-    judging,
-    perturbations,
-    rankings,
-    records,
-    runs,
-    shapes,
-    standing,
-)
-from ersm_lab.backbones import CifarNetSettings
-from ersm_lab.data import ImageSet
-from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings, make_fabric
+from ersm_lab import judging
+from ersm_lab.evaluation import deletion, deletion_insertion, inference, rankings
+from ersm_lab.images import data, perturbations, shapes
+from ersm_lab.images.data import ImageSet
+from ersm_lab.networks import backbones
+from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.results import records, standing
+from ersm_lab.training import runs
+from ersm_lab.training.loop import TrainSettings, make_fabric
+from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 TINY = Experiment(
@@ -157,8 +149,8 @@ def test_the_accuracy_under_the_identity_is_the_clean_one():
     finding = asked(model, images, "resolution", FEW)
     assert finding.conditions == ("clean", "16", "32")
     assert torch.equal(finding.right[0], finding.right[2])
-    assert accuracy(finding, "clean") == evaluation.accuracy(model, images)
-    assert torch.equal(finding.right[0], evaluation.answers(model, images))
+    assert accuracy(finding, "clean") == inference.accuracy(model, images)
+    assert torch.equal(finding.right[0], inference.answers(model, images))
     assert finding.metrics["images"] == 30 and finding.metrics["mean"]["lower"] == pytest.approx(
         (accuracy(finding, "16") + accuracy(finding, "32")) / 2
     )
@@ -491,9 +483,9 @@ def test_the_answers_of_every_condition_can_be_read_back(home, judged):
     right = judging.answers_by_condition(judged)
     images = data.load("shapes", "test", limit=30)
     network = runs.restore(TINY, records.read(TINY.name, root=home), root=home)
-    assert torch.equal(right["clean"], evaluation.answers(network, images))
+    assert torch.equal(right["clean"], inference.answers(network, images))
     small = replace(images, images=perturbations.low_resolution(images.images, 16))
-    assert torch.equal(right["16"], evaluation.answers(network, small))
+    assert torch.equal(right["16"], inference.answers(network, small))
     for name, answers in right.items():
         assert judged["metrics"]["accuracy"][name] == answers.double().mean().item()
     with pytest.raises(ValueError, match="no answers by condition"):

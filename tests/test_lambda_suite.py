@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import backbones, data, evaluation, lambda_suite, perturbations, records
-from ersm_lab.lambda_suite import LambdaSuite
-from ersm_lab.sparse_coding import LabelFreeLambda, attach_sparse_coding, using_lambda
+from ersm_lab.evaluation import inference, lambda_suite
+from ersm_lab.evaluation.lambda_suite import LambdaSuite
+from ersm_lab.evaluation.sparse_lambda import LabelFreeLambda, using_lambda
+from ersm_lab.images import data, perturbations
+from ersm_lab.networks import backbones
+from ersm_lab.networks.sparse_coding import attach_sparse_coding
+from ersm_lab.results import records
 
 SUITE = LambdaSuite(
     images=12,
@@ -66,18 +70,18 @@ def test_the_rows_are_what_slow_loops_give(measured, images):
         if condition:
             pictures = perturbations.corrupt(pictures, *condition, seed=0)
         part = replace(test[:12], images=pictures)
-        assert torch.equal(answers[f"fixed/{name}"], evaluation.answers(model, part))
+        assert torch.equal(answers[f"fixed/{name}"], inference.answers(model, part))
         each = []
         chosen = fit.choose(part.normalise(pictures))
         for number, value in enumerate(chosen.tolist()):
             with using_lambda(model, value):
-                each.append(evaluation.answers(model, part[number : number + 1]))
+                each.append(inference.answers(model, part[number : number + 1]))
         assert torch.equal(answers[f"label-free/{name}"], torch.cat(each))
         assert metrics["lambda"]["label-free"][name] == pytest.approx(chosen.mean().item())
         best = []
         for value in (0.05, 0.1, 0.4):
             with using_lambda(model, value):
-                best.append(evaluation.accuracy(model, part))
+                best.append(inference.accuracy(model, part))
         assert metrics["accuracy"]["oracle"][name] == max(best)
         assert metrics["lambda"]["oracle"][name] == (0.05, 0.1, 0.4)[int(np.argmax(best))]
         for row in ("fixed", "label-free"):
@@ -125,7 +129,7 @@ def test_only_the_first_of_several_codes_changes(images):
     with using_lambda(model, metrics["lambda"]["oracle"]["contrast-5"], layer="group1.0"):
         corrupted = perturbations.corrupt(images[0].images[:12], "contrast", 5, seed=0)
         part = replace(images[0][:12], images=corrupted)
-        assert evaluation.accuracy(model, part) == metrics["accuracy"]["oracle"]["contrast-5"]
+        assert inference.accuracy(model, part) == metrics["accuracy"]["oracle"]["contrast-5"]
 
 
 # --- records ---------------------------------------------------------------------------------------

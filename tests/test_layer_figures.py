@@ -10,7 +10,9 @@ import torch
 from bs4 import BeautifulSoup
 
 from ersm_core import EnergyMask, energy_terms
-from ersm_lab import data, figures, layer_desk, layer_figures
+from ersm_lab.chapters import layer_desk, layer_figures
+from ersm_lab.images import data
+from ersm_lab.views import figures
 
 
 @pytest.fixture(autouse=True)

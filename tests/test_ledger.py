@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ersm_lab import claims, ledger, plan, runs
+from ersm_lab import ledger, plan
 from ersm_lab.ledger import CLAIMS, Claim, Finding, better
-from ersm_lab.statistics import Difference
+from ersm_lab.results import answer_bits, claims
+from ersm_lab.results.statistics import Difference
+from ersm_lab.training import runs
 
 ROOT = Path(runs.__file__).parent.parent
 
@@ -93,7 +95,7 @@ def judged(right, seed, names):
     return {
         "name": f"r{seed}",
         "seed": seed,
-        "answers": runs.pack(right.flatten()),
+        "answers": answer_bits.pack(right.flatten()),
         "config": {"conditions": names},
         "metrics": {"images": right.shape[1]},
     }

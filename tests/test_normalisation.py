@@ -7,11 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_lab import data, evaluation, normalisation, records, runs
-from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.normalisation import KINDS, ChannelBias, NormConfig, StandardisedWeight, replace_norms
-from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings, make_optimiser
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.results import records
+from ersm_lab.training import normalisation, runs
+from ersm_lab.training.loop import TrainSettings, make_optimiser
+from ersm_lab.training.normalisation import (
+    KINDS,
+    ChannelBias,
+    NormConfig,
+    StandardisedWeight,
+    replace_norms,
+)
+from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12, 8), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -194,7 +203,7 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
     assert names == own | {f"{name}.py" for name in runs.SOURCES}
     model = normalisation.restore(tiny(), record, root=home)
     assert not any(module.training for module in model.modules())
-    metrics = evaluation.evaluate(model, data.load("shapes", "test", limit=50))
+    metrics = inference.evaluate(model, data.load("shapes", "test", limit=50))
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
 
 

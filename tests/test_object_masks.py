@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from ersm_lab import object_masks
+from ersm_lab.evaluation import object_masks
 
 SCORES = ("iou_top_k", "pointing", "inside", "on_background", "auc")
 

@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import backbones, data, object_masks, object_report, records, runs, shapes
-from ersm_lab.backbones import CifarNetSettings
-from ersm_lab.object_report import Judged
+from ersm_lab.chapters import object_report
+from ersm_lab.chapters.object_report import Judged
+from ersm_lab.evaluation import object_masks
+from ersm_lab.images import data, shapes
+from ersm_lab.networks import backbones
+from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.results import answer_bits, records
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +101,7 @@ def spurious_record(seed, *, lies, masked, count=200):
         "follows_background": 1 - lies,
         "maps": {name: maps for name in names},
     }
-    packed = runs.pack(right.flatten())
+    packed = answer_bits.pack(right.flatten())
     config = {"conditions": names}
     return {
         "name": f"s{seed}",

@@ -11,8 +11,12 @@ import torch
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_states
-from ersm_lab import backbones, data, explorer, figures, notices, records, tables
-from ersm_lab.evaluation import predict
+from ersm_lab.chapters import explorer
+from ersm_lab.evaluation.inference import predict
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
+from ersm_lab.results import records
+from ersm_lab.views import figures, notices, tables
 
 
 @pytest.fixture(scope="module")

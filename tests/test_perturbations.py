@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from ersm_lab import data, perturbations
-from ersm_lab.perturbations import KINDS, corrupt, low_resolution, occlude
+from ersm_lab.images import data, perturbations
+from ersm_lab.images.perturbations import KINDS, corrupt, low_resolution, occlude
 
 GROWING = sorted(
     {*KINDS} - {"motion_blur", "glass_blur", "elastic_transform", "spatter", "saturate"}

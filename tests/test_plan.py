@@ -2,7 +2,9 @@
 
 import pytest
 
-from ersm_lab import experiments, judging, plan, records
+from ersm_lab import judging, plan
+from ersm_lab.results import records
+from ersm_lab.training import experiments
 
 
 @pytest.fixture

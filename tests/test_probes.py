@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import ersm_core
-from ersm_lab import experiments, perturbations, probes, provenance, standing, training
+from ersm_lab import probes
+from ersm_lab.images import perturbations
+from ersm_lab.results import provenance, standing
+from ersm_lab.training import experiments, loop
 
 PLACE = "laptop/cifar10"
 
@@ -43,19 +46,19 @@ def test_the_same_code_gives_the_same_numbers_on_any_number_of_threads(before):
 
 
 def test_a_changed_schedule_moves_what_has_a_mask_and_nothing_else(before, monkeypatch):
-    ramp = training.mask_ramp
+    ramp = loop.mask_ramp
 
     def slower(progress, settings):
         weight = ramp(progress, settings)
         return weight and 0.9 * weight
 
-    monkeypatch.setattr(training, "mask_ramp", slower)
+    monkeypatch.setattr(loop, "mask_ramp", slower)
     assert moved(before) == {("ersm", None)}
 
 
 def test_a_changed_learning_rate_moves_every_training(before, monkeypatch):
-    rate = training.rate_factor
-    monkeypatch.setattr(training, "rate_factor", lambda *a: 1.01 * rate(*a))
+    rate = loop.rate_factor
+    monkeypatch.setattr(loop, "rate_factor", lambda *a: 1.01 * rate(*a))
     assert moved(before) == {("dense", None), ("ersm", None)}
 
 

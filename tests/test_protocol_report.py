@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from ersm_lab import protocol_report, records
+from ersm_lab.chapters import protocol_report
+from ersm_lab.results import records
 
 
 def made(method, **metrics):

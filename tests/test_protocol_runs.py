@@ -8,18 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ersm_lab import (
-    data,
-    deletion,
-    evaluation,
-    experiments,
-    protocol_runs,
-    protocols,
-    records,
-    runs,
-)
-from ersm_lab.backbones import CifarNetSettings
-from ersm_lab.training import TrainSettings, make_fabric
+from ersm_lab.evaluation import deletion, inference
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.results import answer_bits, records
+from ersm_lab.training import experiments, protocol_runs, protocols, runs
+from ersm_lab.training.loop import TrainSettings, make_fabric
 
 NET = CifarNetSettings(widths=(8, 8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(epochs=1, batch_size=32, learning_rate=0.1, precision="32-true")
@@ -94,7 +88,7 @@ def test_as_released_the_bias_never_moves_and_as_written_it_does(home, made):
         reader = protocol_runs.build(experiment, model, classes=10).reader
         features = protocol_runs.Maps().of(experiment, model, record, torch.device("cpu"))
         protocol_runs.fit(reader, *features[:2], experiment.config.train, seed=0, progress=False)
-        bias = evaluation.only_mask(reader).bias
+        bias = inference.only_mask(reader).bias
         assert bias.shape == ((8, 8) if method.endswith("written") else ())
         assert torch.equal(bias, torch.full_like(bias, 6.0)) == method.endswith("released")
 
@@ -128,8 +122,8 @@ def test_a_record_is_restored_with_its_metrics(home, made):
     )
     recorded = {k: v for k, v in loaded.record["metrics"].items() if k in again}
     assert again == recorded
-    right = runs.unpack(loaded.record["answers"], 200)
-    assert torch.equal(right, evaluation.answers(loaded.model.reader, features))
+    right = answer_bits.unpack(loaded.record["answers"], 200)
+    assert torch.equal(right, inference.answers(loaded.model.reader, features))
 
 
 def test_a_restored_reader_wants_its_own_backbone(home, made):
@@ -159,7 +153,7 @@ def test_deletion_is_that_of_the_reader_under_0_1_masks(home, made):
         features = protocol_runs.Maps().of(experiment, model, record, torch.device("cpu"))[2]
         curves = protocol_runs.deletion_curves(reader, features, config=experiment.config, seed=3)
         assert list(curves) == ["logit", "energy", "norm", "centre", "random"]
-        z = evaluation.only_mask(reader).compute(features.maps.float()).logit[:, 0].detach()
+        z = inference.only_mask(reader).compute(features.maps.float()).logit[:, 0].detach()
         slow = deletion.network_predictor(reader, features)
         assert curves["logit"] == deletion.deletion_curve(slow, -z, features.labels)
         lots = deletion.random_ranking(z.shape, seed=3)

@@ -7,8 +7,11 @@ import torch
 import torchvision
 
 from ersm_core import EnergyMask, energy_states
-from ersm_lab import backbones, data, evaluation, protocols
-from ersm_lab.training import train
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
+from ersm_lab.training import protocols
+from ersm_lab.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def backbone(images):
 
 def test_in_network_attaches_the_stable_preset():
     net = protocols.in_network(backbones.CifarNet(backbones.SMOKE), "group2", lambda_pair=0.5)
-    mask = evaluation.only_mask(net)
+    mask = inference.only_mask(net)
     assert mask.hard and mask.detach_pairwise and mask.lambda_pair == 0.5
     net(torch.randn(2, 3, 32, 32))
     assert energy_states(net)["group2"].mask.shape == (2, 1, 8, 8)
@@ -35,7 +38,7 @@ def test_in_network_attaches_the_stable_preset():
 def test_published_trains_mask_and_head_only(backbone, images):
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     model = protocols.published(backbone, "group3", classes=10, seed=1)
-    mask = evaluation.only_mask(model)
+    mask = inference.only_mask(model)
     assert mask.bias.item() == 6.0  # starts closed
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     head = {"reader.head.weight", "reader.head.bias"}
@@ -54,7 +57,7 @@ def test_cached_features_give_the_whole_model_s_answer(backbone, images):
     features = protocols.cache_features(model, images)
     assert features.maps.shape == (300, 32, 4, 4)
     whole, cached = (
-        evaluation.predict(m, d) for m, d in ((model, images), (model.reader, features))
+        inference.predict(m, d) for m, d in ((model, images), (model.reader, features))
     )
     assert torch.allclose(whole, cached, atol=2e-3)  # maps are kept in half precision
     assert whole.std() > 0.01
@@ -71,14 +74,12 @@ def test_as_written_every_position_has_a_bias_that_trains(backbone):
     model = protocols.published(
         backbone, "group2", classes=10, learned_positions=True, patch_size=2
     )
-    mask = evaluation.only_mask(model)
+    mask = inference.only_mask(model)
     assert mask.bias.shape == (4, 4) and mask.bias.requires_grad
 
 
 def test_as_released_the_bias_is_fixed(backbone):
-    mask = evaluation.only_mask(
-        protocols.published(backbone, "group3", classes=10, fixed_bias=True)
-    )
+    mask = inference.only_mask(protocols.published(backbone, "group3", classes=10, fixed_bias=True))
     assert "bias" in dict(mask.named_buffers()) and mask.bias.item() == 6.0
 
 
@@ -92,7 +93,7 @@ def test_a_torchvision_backbone_serves_as_well():
     resnet = torchvision.models.resnet18(weights=None).eval()
     model = protocols.published(resnet, "layer4", classes=37, image_size=64)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 37)
-    assert evaluation.only_mask(model).channels == 512
+    assert inference.only_mask(model).channels == 512
 
 
 def test_errors_say_what_to_do(backbone):

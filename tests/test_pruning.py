@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-from ersm_lab import data, evaluation, pruning, records, runs
-from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.pruning import PruningConfig, prunable, prune_to, sparsity_at
-from ersm_lab.runs import Experiment, RunConfig
-from ersm_lab.training import TrainSettings
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.results import records
+from ersm_lab.training import pruning, runs
+from ersm_lab.training.loop import TrainSettings
+from ersm_lab.training.pruning import PruningConfig, prunable, prune_to, sparsity_at
+from ersm_lab.training.runs import Experiment, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(epochs=2, batch_size=16, learning_rate=0.1, precision="32-true")
@@ -124,7 +127,7 @@ def test_training_prunes_by_the_law_and_evaluation_does_not_count():
     for layer in prunable(model).values():
         layer.weight_orig.data.normal_()  # its start has zeros of its own
     for step in range(config.steps):
-        with evaluation.evaluating(model):
+        with inference.evaluating(model):
             model(x)
         assert int(model.pruning_step) == step
         model.train()
@@ -146,7 +149,7 @@ def test_a_pruned_weight_has_no_gradient():
 def test_before_it_is_pruned_the_network_is_the_dense_one_bit_for_bit():
     test = data.load("shapes", "test", limit=50)
     own, other = built(), runs.build(dense(), classes=10)
-    assert torch.equal(evaluation.predict(own, test), evaluation.predict(other, test))
+    assert torch.equal(inference.predict(own, test), inference.predict(other, test))
     trained = {name.removesuffix("_orig"): p for name, p in own.named_parameters()}
     assert trained.keys() == dict(other.named_parameters()).keys()
 
@@ -162,7 +165,7 @@ def test_a_plain_network_has_the_zeros_and_the_same_answers():
     found, count = zeros(plain)
     assert abs(found - 0.5 * count) <= 1
     test = data.load("shapes", "test", limit=50)
-    assert torch.equal(evaluation.predict(model, test), evaluation.predict(plain, test))
+    assert torch.equal(inference.predict(model, test), inference.predict(plain, test))
 
 
 # --- runs ------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
     assert not any(module.training or module._forward_pre_hooks for module in model.modules())
     found, count = zeros(model)
     assert abs(found - tiny().config.sparsity * count) <= 1
-    metrics = evaluation.evaluate(model, data.load("shapes", "test", limit=50))
+    metrics = inference.evaluate(model, data.load("shapes", "test", limit=50))
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from ersm_lab import plan, queue, records
+from ersm_lab import plan, queue
 from ersm_lab.queue import Clock, Task
+from ersm_lab.results import records
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from scipy import ndimage
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import backbones, data, deletion, evaluation, protocols, rankings
+from ersm_lab.evaluation import deletion, inference, rankings
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
+from ersm_lab.training import protocols
 
 COUNT = 6
 
@@ -39,7 +42,7 @@ def network(**mask):
     net = backbones.CifarNet(backbones.SMOKE)
     if mask:
         attach_energy_mask(net, "group2", **mask)
-        evaluation.only_mask(net).weight.data.mul_(5)  # energies that differ
+        inference.only_mask(net).weight.data.mul_(5)  # energies that differ
     return net
 
 
@@ -54,9 +57,9 @@ def inputs(images):
 def entering_the_mask(net, images):
     """The maps that the mask of a network sees, which is made float64, (N, D, 8, 8)."""
     seen = []
-    mask = evaluation.only_mask(net.double())
+    mask = inference.only_mask(net.double())
     handle = mask.register_forward_hook(lambda module, args, output: seen.append(args[0]))
-    with evaluation.evaluating(net):
+    with inference.evaluating(net):
         net(inputs(images).double())
     handle.remove()
     return seen[0]
@@ -85,7 +88,7 @@ def slow_energy(tokens, weight, bias, lambda_unary, lambda_pair):
 def test_energies_against_a_slow_reference(images):
     net = network(lambda_unary=0.3, lambda_pair=0.2, neighbourhood=4, bias_init=-0.2)
     found = rankings.energies(net, images, "group2")
-    maps, mask = entering_the_mask(net, images), evaluation.only_mask(net)
+    maps, mask = entering_the_mask(net, images), inference.only_mask(net)
     for n, tokens in enumerate(maps):
         unary, energy = slow_energy(tokens, mask.weight.data, mask.bias.data, 0.3, 0.2)
         torch.testing.assert_close(found["energy"][n].double(), -energy, rtol=1e-4, atol=1e-6)
@@ -95,8 +98,8 @@ def test_energies_against_a_slow_reference(images):
 def test_what_has_the_least_energy_is_deleted_last(images):
     net = network(lambda_unary=0.3, lambda_pair=0.2)
     found = rankings.energies(net, images, "group2")
-    evaluation.predict(net, images)
-    energy = evaluation.only_mask(net).state.energy[:, 0]  # (N, 8, 8)
+    inference.predict(net, images)
+    energy = inference.only_mask(net).state.energy[:, 0]  # (N, 8, 8)
     for fraction in (0.25, 0.5, 0.75):
         keep = deletion.keep_masks(found["energy"], fraction)
         highest_kept = energy.masked_fill(~keep, -torch.inf).amax((1, 2))
@@ -107,7 +110,7 @@ def test_what_has_the_least_energy_is_deleted_last(images):
 def test_the_unary_part_ranks_as_the_logit_and_the_mask_do(images):
     net = network(lambda_unary=0.3, lambda_pair=0.2)
     found = rankings.energies(net, images, "group2")
-    masks = evaluation.collect_masks(net, images)[:, 0]
+    masks = inference.collect_masks(net, images)[:, 0]
     assert torch.equal(order(found["unary"]), order(found["logit"]))
     assert torch.equal(order(found["logit"]), order(masks))
     assert not torch.equal(order(found["energy"]), order(found["unary"]))
@@ -115,7 +118,7 @@ def test_the_unary_part_ranks_as_the_logit_and_the_mask_do(images):
 
 def test_what_does_and_does_not_change_the_order_by_energy(images):
     net = network(lambda_unary=0.3, lambda_pair=0.2)
-    mask = evaluation.only_mask(net)
+    mask = inference.only_mask(net)
     before = order(rankings.energies(net, images, "group2")["energy"])
     mask.lambda_unary, mask.lambda_pair = 8 * 0.3, 8 * 0.2  # exact in binary
     assert torch.equal(order(rankings.energies(net, images, "group2")["energy"]), before)
@@ -128,7 +131,7 @@ def test_what_does_and_does_not_change_the_order_by_energy(images):
 def test_magnitudes_of_tokens_before_and_after_the_mask(images, size):
     net = network(patch_size=size, bias_init=0.3)
     found = rankings.magnitudes(net, images, "group2")
-    masks = evaluation.collect_masks(net, images)[:, 0]
+    masks = inference.collect_masks(net, images)[:, 0]
     patches = nn.functional.pixel_unshuffle(entering_the_mask(net, images), size)
     raw = torch.zeros(patches[:, 0].shape, dtype=torch.float64)
     for place in np.ndindex(*raw.shape):
@@ -179,7 +182,7 @@ def test_grad_cam_against_one_image_at_a_time(images, mask):
 
 def test_tokens_that_a_hard_mask_drops_have_no_gradient_ranking(images):
     net = network(preset="stable", bias_init=0.2)
-    dropped = evaluation.collect_masks(net, images)[:, 0] == 0  # (N, 8, 8)
+    dropped = inference.collect_masks(net, images)[:, 0] == 0  # (N, 8, 8)
     assert 0 < dropped.double().mean() < 1
     found = rankings.rank_tokens(net, images, "group2")
     for name in ("grad_cam", "token_integrated_gradients", "magnitude_masked"):
@@ -208,7 +211,7 @@ def test_a_gradient_ranking_does_not_see_what_is_added_to_all_logits(images):
 def test_integrated_gradients_are_complete(images, mask):
     few, net = images[:3], network(**mask).eval()
     x = inputs(few)
-    best = evaluation.predict(net, few).argmax(1)[:, None]
+    best = inference.predict(net, few).argmax(1)[:, None]
     with torch.no_grad():
         at_image = net(x).gather(1, best)[:, 0]
         at_zero = net(torch.zeros_like(x)).gather(1, best)[:, 0]
@@ -310,6 +313,6 @@ def test_bad_input_is_refused(images):
     with pytest.raises(ValueError, match=r"'head' returns \(6, 10\), not a feature map"):
         rankings.magnitudes(net, images, "head")
     masked = network(preset="stable")
-    evaluation.only_mask(masked).enabled = False
+    inference.only_mask(masked).enabled = False
     with pytest.raises(ValueError, match="attach or enable one"):
         rankings.energies(masked, images, "group2")

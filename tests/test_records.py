@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import provenance, records, standing
+from ersm_lab.results import provenance, records, standing
 
 RECORD = {
     "schema": 2,
@@ -418,7 +418,9 @@ def test_sources_are_the_same_until_the_code_changes(tmp_path):
 
 
 def test_provenance_completes_a_record(tmp_path):
-    found = records.provenance(["ersm_lab/records.py"], device="cpu", precision="bf16-mixed")
+    found = records.provenance(
+        ["ersm_lab/results/records.py"], device="cpu", precision="bf16-mixed"
+    )
     record = make(**found)
     assert records.read(records.write(record, root=tmp_path)) == record
     assert standing.same_sources(record)

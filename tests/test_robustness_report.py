@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import backbones, data, evaluation, perturbations, runs
-from ersm_lab import robustness_report as report
+from ersm_lab.chapters import robustness_report as report
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data, perturbations
+from ersm_lab.networks import backbones
+from ersm_lab.results import answer_bits
 
 N = 40
 GRID = [
@@ -40,7 +43,7 @@ def made(method, suite, seed, right, **metrics):
         "seed": seed,
         "config": config,
         "metrics": {"images": flags.shape[1], **metrics},
-        "answers": runs.pack(flags.flatten()),
+        "answers": answer_bits.pack(flags.flatten()),
     }
 
 
@@ -324,7 +327,7 @@ def test_corruption_slider_counts_who_is_right(images, masked):
     shown = report.corruption_slider({"m": masked}, images[:1], kinds=kinds)
     labels, pictures = frames(shown)
     assert len(labels) == 6 and len({picture.shape for picture in pictures}) == 1
-    is_right = evaluation.answers(masked, images[:1])[0]
+    is_right = inference.answers(masked, images[:1])[0]
     assert labels[0] == f"untouched: right m {2 * int(is_right)} of 2"
     with pytest.raises(ValueError, match=r"give data\[:1\]"):
         report.corruption_slider({"m": masked}, images[:2])
@@ -407,10 +410,10 @@ def test_spoiled_images_are_counted_with_and_without_the_mask(images, masked):
     dark = torch.zeros_like(images.images)
     table = report.spoiled_table({0: masked}, images, {"whole": images.images, "dark": dark})
     whole, _ = table.rows
-    kept = 100 * evaluation.collect_masks(masked, images).mean().item()
-    own = 100 * evaluation.accuracy(masked, images)
-    with evaluation.replaced_mask(evaluation.only_mask(masked), torch.ones_like):
-        opened = 100 * evaluation.accuracy(masked, images)
+    kept = 100 * inference.collect_masks(masked, images).mean().item()
+    own = 100 * inference.accuracy(masked, images)
+    with inference.replaced_mask(inference.only_mask(masked), torch.ones_like):
+        opened = 100 * inference.accuracy(masked, images)
     assert whole[0] == "whole"
     assert whole[1:] == [f"{value:.1f}" for value in (kept, own, opened, opened - own)]
 
@@ -440,15 +443,15 @@ def test_ways_of_masking_have_their_closed_forms():
 
 
 def test_masking_as_trained_changes_nothing_and_is_put_back(images, masked):
-    mask = evaluation.only_mask(masked)
-    before = evaluation.predict(masked, images)
+    mask = inference.only_mask(masked)
+    before = inference.predict(masked, images)
     zeros = torch.zeros(1)
     scene = report.Scene(covered=zeros, whole=zeros, token=zeros, kept=1.0)
     with report.masked_as(mask, report.as_trained, scene):
-        assert torch.equal(evaluation.predict(masked, images), before)
+        assert torch.equal(inference.predict(masked, images), before)
     with report.masked_as(mask, lambda x, m, s: 0 * x, scene):
-        assert not torch.equal(evaluation.predict(masked, images), before)
-    assert torch.equal(evaluation.predict(masked, images), before)
+        assert not torch.equal(inference.predict(masked, images), before)
+    assert torch.equal(inference.predict(masked, images), before)
 
 
 def test_ways_table_agrees_with_the_evaluation(images, masked):
@@ -457,15 +460,15 @@ def test_ways_table_agrees_with_the_evaluation(images, masked):
         {0: masked}, images, images, ways, sizes=(8,), fills=("black", "noise")
     )
     own, ones = table.rows
-    clean = 100 * evaluation.accuracy(masked, images)
+    clean = 100 * inference.accuracy(masked, images)
     assert own[:4] == ["own", f"{clean:.1f}", "–", "–"]
-    with evaluation.replaced_mask(evaluation.only_mask(masked), torch.ones_like):
-        opened = 100 * evaluation.accuracy(masked, images)
+    with inference.replaced_mask(inference.only_mask(masked), torch.ones_like):
+        opened = 100 * inference.accuracy(masked, images)
     assert ones[1] == f"{opened:.1f}" and ones[2] == f"{opened - clean:+.2f}"
     behind = []
     for fill in ("black", "noise"):
         covered = perturbations.occlude(images.images, size=8, position="random", fill=fill)
-        behind.append(evaluation.accuracy(masked, replace(images, images=covered)))
+        behind.append(inference.accuracy(masked, replace(images, images=covered)))
     assert own[4] == f"{100 * np.mean(behind):.1f}"
     assert {len(row) for row in table.rows} == {len(table.header)}
 

@@ -10,10 +10,13 @@ import torch
 from conftest import Killed
 
 from ersm_core import EnergyMask
-from ersm_lab import data, evaluation, experiments, records, runs, standing
-from ersm_lab.backbones import LAPTOP, CifarNet, CifarNetSettings
-from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import LAPTOP, CifarNet, CifarNetSettings
+from ersm_lab.results import answer_bits, records, standing
+from ersm_lab.training import experiments, runs
+from ersm_lab.training.loop import TrainSettings
+from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -102,7 +105,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
                 raise Killed
             return 0.125
 
-        patch.setattr(evaluation, "accuracy", die)
+        patch.setattr(inference, "accuracy", die)
         with pytest.raises(Killed):
             runs.run(TINY, root=tmp_path, progress=False)
     (left,) = (tmp_path / "data" / "cache" / "training").rglob("*.pt")
@@ -117,7 +120,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
 def test_a_killed_run_of_other_settings_is_not_gone_on_with(tmp_path, record, monkeypatch):
     other = changed(mask=MaskPlace(layer="group1", preset="stable", settings={"lambda_pair": 3.0}))
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("not reached"))
+        patch.setattr(inference, "evaluate", lambda *_: pytest.fail("not reached"))
         patch.setattr(runs, "halve", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             runs.run(other, root=tmp_path, progress=False)
@@ -145,13 +148,13 @@ def test_the_dense_and_the_masked_network_start_alike():
 def test_a_backbone_is_a_cifarnet_or_resnet18():
     assert isinstance(runs.build(TINY, classes=7), CifarNet)
     model = runs.build(changed(backbone="resnet18", mask=MaskPlace(layer="layer3")), classes=7)
-    assert model.fc.out_features == 7 and evaluation.only_mask(model).channels == 256
+    assert model.fc.out_features == 7 and inference.only_mask(model).channels == 256
 
 
 def test_a_restored_network_has_the_recorded_metrics(home, record):
     model = runs.restore(TINY, record, root=home)
     test = data.load("shapes", "test", limit=50)
-    metrics = evaluation.evaluate(model, test)
+    metrics = inference.evaluate(model, test)
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
     assert not any(module.training for module in model.modules())
 
@@ -315,17 +318,17 @@ def test_a_run_from_a_trunk_gives_the_metrics_of_one_without(tmp_path, record):
 
 def test_answers_are_those_of_the_restored_network(home, record):
     images = data.load("shapes", "test", limit=50)
-    right = runs.unpack(record["answers"], 50)
-    assert torch.equal(right, evaluation.answers(runs.restore(TINY, record, root=home), images))
+    right = answer_bits.unpack(record["answers"], 50)
+    assert torch.equal(right, inference.answers(runs.restore(TINY, record, root=home), images))
     assert right.double().mean().item() == record["metrics"]["test_accuracy"]
 
 
 def test_many_answers_are_deflated_and_come_back_bit_for_bit():
     few, many = torch.rand(999) < 0.9, torch.rand(900_000) < 0.97
-    assert torch.equal(runs.unpack(runs.pack(few), 999), few)
-    text = runs.pack(many)
+    assert torch.equal(answer_bits.unpack(answer_bits.pack(few), 999), few)
+    text = answer_bits.pack(many)
     assert len(text) < 0.5 * 900_000 / 6
-    assert torch.equal(runs.unpack(text, 900_000), many)
+    assert torch.equal(answer_bits.unpack(text, 900_000), many)
 
 
 def test_weights_that_the_repository_does_not_keep_are_cached_and_may_be_absent(tmp_path):
@@ -365,7 +368,7 @@ def test_a_row_that_keeps_no_checkpoint_can_be_loaded_all_the_same(tiny_scale):
     assert not experiments.METHODS["soft-gate"].checkpoint
     first, second = train_or_load("soft-gate"), train_or_load("soft-gate")
     assert "trained now" in first.note and "loaded" in second.note
-    assert not evaluation.only_mask(second.model).hard
+    assert not inference.only_mask(second.model).hard
 
 
 def test_the_first_call_trains_and_the_second_loads(tiny_scale, monkeypatch):
@@ -377,9 +380,9 @@ def test_the_first_call_trains_and_the_second_loads(tiny_scale, monkeypatch):
     assert second.record == json.loads(json.dumps(first.record))
     images = data.load("shapes", "test", limit=20)
     assert torch.equal(
-        evaluation.predict(first.model, images), evaluation.predict(second.model, images)
+        inference.predict(first.model, images), inference.predict(second.model, images)
     )
-    assert evaluation.only_mask(second.model) is not None
+    assert inference.only_mask(second.model) is not None
 
 
 def test_what_is_trained_on_the_way_leaves_the_books_records_alone(tiny_scale):
@@ -464,7 +467,7 @@ def test_an_unknown_method_or_seed_is_an_error(method, seed):
 def test_a_mask_in_two_places_is_one_setting_for_both():
     place = MaskPlace(layer=("group1", "group2"), preset="stable", settings={"dim": 4})
     model = runs.build(changed(mask=place), classes=10)
-    masks = evaluation.energy_masks(model)
+    masks = inference.energy_masks(model)
     assert list(masks) == ["group1", "group2"]
     assert {mask.weight.shape for mask in masks.values()} == {(4,)}
 
@@ -483,7 +486,7 @@ def test_another_kind_of_network_brings_its_own_parts(tmp_path):
     parts = runs.Parts(build=build, sources=lambda e: code, prepare=prepare)
     record = runs.run(TINY, parts=parts, root=tmp_path, progress=False)
     assert seen == [10]
-    assert list(record["sources"]) == ["ersm_lab/runs.py"]
+    assert list(record["sources"]) == ["ersm_lab/training/runs.py"]
     assert "mask" not in record["metrics"]
     batches = -(-256 // TINY.config.train.batch_size)
     assert record["curve"][0]["steps"] <= batches

@@ -3,8 +3,9 @@
 import pytest
 from torch import nn
 
-from ersm_lab import records, scaling
-from ersm_lab.backbones import SMOKE, CifarNetSettings
+from ersm_lab import scaling
+from ersm_lab.networks.backbones import SMOKE, CifarNetSettings
+from ersm_lab.results import records
 from ersm_lab.scaling import Hardware, Work
 
 

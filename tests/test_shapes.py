@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ersm_lab import shapes
-from ersm_lab.shapes import BACKGROUNDS, CLASSES, textured_shapes
+from ersm_lab.images import shapes
+from ersm_lab.images.shapes import BACKGROUNDS, CLASSES, textured_shapes
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ersm_lab import baselines, data, inverse_scale, records, runs, smoothing_suite, statistics
-from ersm_lab.smoothing_suite import SmoothingSuite
+from ersm_lab.evaluation import smoothing_suite
+from ersm_lab.evaluation.smoothing_suite import SmoothingSuite
+from ersm_lab.images import data, inverse_scale
+from ersm_lab.images.smoothed import at_level
+from ersm_lab.results import answer_bits, records, statistics
 
 TINY = SmoothingSuite(
     images=3,
@@ -85,9 +88,9 @@ def test_conditions_are_named_and_matched(test_images):
     assert list(found) == NAMES
     assert all(i.dtype == torch.uint8 and i.shape == (4, 32, 32, 3) for i in found.values())
     assert found["plain"] is test_images.images
-    flat = baselines.at_level(test_images.images, 0.7, progress=False)
+    flat = at_level(test_images.images, 0.7, progress=False)
     assert torch.equal(found["sparsified-70"], flat)
-    first = baselines.at_level(found["contrast-5"], 0.6, progress=False)
+    first = at_level(found["contrast-5"], 0.6, progress=False)
     assert torch.equal(found["contrast-5+sparsified"], first)
     assert not torch.equal(found["contrast-5+low-pass"], first)
     x, flat, low, blurred = (
@@ -178,7 +181,12 @@ def test_one_condition_differs_as_statistics_says():
     )
     plain = [
         [
-            {"name": "x", "seed": s, "answers": runs.pack(a["b"]), "config": {"test_images": 211}}
+            {
+                "name": "x",
+                "seed": s,
+                "answers": answer_bits.pack(a["b"]),
+                "config": {"test_images": 211},
+            }
             for s, a in enumerate(group)
         ]
         for group in (ours, theirs)

@@ -10,25 +10,30 @@ import torch.nn.functional as F
 from sklearn.linear_model import ElasticNet
 from torch import nn
 
-from ersm_lab import backbones, data, evaluation, runs, sparse_coding
-from ersm_lab.sparse_coding import (
+from ersm_lab.evaluation import inference
+from ersm_lab.evaluation.sparse_lambda import (
+    LabelFreeLambda,
+    oracle_lambda,
+    set_lambda,
+    sparse_layers,
+    using_lambda,
+)
+from ersm_lab.images import data
+from ersm_lab.networks import backbones, sparse_coding
+from ersm_lab.networks.sparse_coding import (
     PUBLISHED,
     CSCSettings,
-    LabelFreeLambda,
     SparseCoding2d,
     analyse,
     attach_sparse_coding,
     largest_eigenvalue,
-    oracle_lambda,
     sdnet18,
     sdnet18_all,
-    set_lambda,
     sparse_code,
-    sparse_layers,
     synthesise,
     unit_atoms,
-    using_lambda,
 )
+from ersm_lab.training import runs
 
 # kernel, stride, padding, size of the input
 SHAPES = [
@@ -788,7 +793,7 @@ def test_the_oracle_has_the_best_accuracy_of_its_grid():
     assert best.grid == (0.1, 0.5, 2.0)
     for value, share in zip(best.grid, best.accuracy, strict=True):
         with using_lambda(model, value):
-            assert share == evaluation.accuracy(model, images)
+            assert share == inference.accuracy(model, images)
     assert best.accuracy[best.grid.index(best.value)] == max(best.accuracy)
     assert model.group1[0].lambda_l1 == 0.1
     with pytest.raises(ValueError, match="grid of lambdas is empty"):

@@ -8,9 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ersm_lab import backbones, data, lambda_suite, records
-from ersm_lab import sparse_coding_figures as pictures
-from ersm_lab.sparse_coding import CSCSettings, SparseCoding2d, attach_sparse_coding
+from ersm_lab.chapters import sparse_coding_figures as pictures
+from ersm_lab.evaluation import lambda_suite
+from ersm_lab.images import data
+from ersm_lab.networks import backbones
+from ersm_lab.networks.sparse_coding import CSCSettings, SparseCoding2d, attach_sparse_coding
+from ersm_lab.results import records
 
 SIZE = (16, 16)
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ersm_lab import provenance, records, standing
+from ersm_lab.results import provenance, records, standing
 
 THEN = {"training/1f": {"protocol": 1, "numbers": {"loss.1": 2.0, "norm.w": 0.5, "accuracy": 0.25}}}
 
@@ -23,7 +23,7 @@ def today(**numbers):
 
 
 def test_sources_that_have_not_changed_are_enough():
-    whole, hashes = provenance.source_hash(["ersm_lab/standing.py"])
+    whole, hashes = provenance.source_hash(["ersm_lab/results/standing.py"])
     same = {"probe": None, "sources": hashes, "source_hash": whole}
     assert standing.of(same) == standing.Standing(state="current")
 
@@ -143,7 +143,7 @@ def test_a_damaged_file_of_outcomes_is_as_none(home):
 
 
 def test_settings_off_names_what_changed():
-    from ersm_lab.training import TrainSettings
+    from ersm_lab.training.loop import TrainSettings
 
     now = TrainSettings(epochs=4)
     then = records.plain(now)
@@ -154,7 +154,7 @@ def test_settings_off_names_what_changed():
 
 
 def test_a_field_that_came_later_changes_nothing_at_its_default():
-    from ersm_lab.training import TrainSettings
+    from ersm_lab.training.loop import TrainSettings
 
     older = records.plain(TrainSettings(epochs=4))
     del older["ema_decay"]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import runs, statistics
-from ersm_lab.statistics import difference
+from ersm_lab.results import answer_bits, statistics
+from ersm_lab.results.statistics import difference
 
 
 def record(right, seed, **config):
     """What `difference` reads of a record."""
-    answers = runs.pack(torch.as_tensor(right))
+    answers = answer_bits.pack(torch.as_tensor(right))
     config = {"test_images": len(right)} | config
     return {"name": f"r{seed}", "dataset": "d", "seed": seed, "answers": answers, "config": config}
 

@@ -21,7 +21,7 @@ from check_book import check_book
 from execute_notebooks import clean, problems
 from watched import STOPPED, Watch, run_side_by_side, run_watched
 
-from ersm_lab import records
+from ersm_lab.results import records
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "Some words, enough of them that nobody would call this page an empty one."
@@ -189,7 +189,7 @@ def test_an_unknown_scale_is_refused(monkeypatch, capsys):
 
 def test_the_seconds_of_notebooks_are_recorded_beside_those_of_others(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
-    monkeypatch.setattr("ersm_lab.data.default_dataset", lambda: "shapes")
+    monkeypatch.setattr("ersm_lab.images.data.default_dataset", lambda: "shapes")
     monkeypatch.setattr(execute_notebooks, "book_notebooks", lambda root: [Path("a"), Path("b")])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

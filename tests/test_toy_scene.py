@@ -2,8 +2,9 @@
 
 import torch
 
-from ersm_lab import energy_theory, toy_scene
-from ersm_lab.toy_scene import SIZE
+from ersm_lab.chapters import toy_scene
+from ersm_lab.chapters.toy_scene import SIZE
+from ersm_lab.views import energy_theory
 
 
 def test_regions_cover_the_scene_once():

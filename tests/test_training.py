@@ -11,10 +11,18 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
-from ersm_lab import data, evaluation, training
-from ersm_lab.backbones import CifarNet, CifarNetSettings
-from ersm_lab.data import Augment
-from ersm_lab.training import TrainSettings, make_fabric, make_optimiser, mask_ramp, rate_factor
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data
+from ersm_lab.images.data import Augment
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.training import loop
+from ersm_lab.training.loop import (
+    TrainSettings,
+    make_fabric,
+    make_optimiser,
+    mask_ramp,
+    rate_factor,
+)
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -42,7 +50,7 @@ def network(images, mask=None, **settings):
 def train(model, images, settings=SHORT, *, seed=0, **options):
     fabric = make_fabric(precision=settings.precision, device="cpu")
     options = {"progress": False, "fabric": fabric} | options
-    return training.train(model, images, settings, seed=seed, **options)
+    return loop.train(model, images, settings, seed=seed, **options)
 
 
 def weights(model):
@@ -163,8 +171,8 @@ def test_sgd_without_momentum_is_plain(images):
 def test_auto_is_bf16_only_where_the_cpu_has_units_for_it(monkeypatch, amx, avx, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
-    assert training.resolve_precision("auto", "cpu") == expected
-    assert training.resolve_precision("64-true", "cpu") == "64-true"
+    assert loop.resolve_precision("auto", "cpu") == expected
+    assert loop.resolve_precision("64-true", "cpu") == "64-true"
 
 
 # --- runs ------------------------------------------------------------------------------------------
@@ -184,10 +192,10 @@ def test_a_short_run_learns_textured_shapes(easy, mask):
     model.whiten(images.normalise(images.images))
     if mask:
         attach_energy_mask(model, "group1", preset="stable", noise=1.0, lambda_pair=0.05)
-    before = evaluation.accuracy(model, held_out)
+    before = inference.accuracy(model, held_out)
     curve = train(model, images, replace(SHORT, epochs=6, batch_size=25))
     assert before < 0.2
-    assert evaluation.accuracy(model, held_out) > 0.4  # chance is 0.1, the background's share 0.91
+    assert inference.accuracy(model, held_out) > 0.4  # chance is 0.1, the background's share 0.91
     assert curve[-1]["loss"] < curve[0]["loss"] - 0.2
     assert (curve[-1]["kept"] < 0.95) == (mask is not None)
 
@@ -441,7 +449,7 @@ def test_one_process_asks_nothing_of_a_cluster_around_it(monkeypatch):
 
 def test_noise_stops_when_told_and_is_back_afterwards(images, monkeypatch):
     model = network(images, "hard")
-    mask, seen = evaluation.only_mask(model), []
+    mask, seen = inference.only_mask(model), []
     original = type(mask)._mask
 
     def spy(self, z):
@@ -459,7 +467,7 @@ def test_an_averaged_network_is_measured_dense_before_its_mask_is_on(images):
     on = []
 
     def look(model):
-        on.append(evaluation.only_mask(model).enabled)
+        on.append(inference.only_mask(model).enabled)
         return {}
 
     train(network(images, "hard"), images, replace(SHORT, ema_decay=0.9), after_epoch=look)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab import collapse, mask_film, records, training_figures
+from ersm_lab.chapters import collapse, mask_film, training_figures
+from ersm_lab.results import records
 
 
 def record(method, seed, kept=0.5):

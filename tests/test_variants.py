@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from ersm_core import EnergyMask, energy_loss
-from ersm_lab import data, evaluation, records, runs, variants
-from ersm_lab.backbones import CifarNetSettings
-from ersm_lab.evaluation import only_mask, replaced_mask
-from ersm_lab.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training import TrainSettings, make_optimiser
-from ersm_lab.variants import KINDS, FilledMask, VariantConfig, fill
+from ersm_lab.evaluation import inference
+from ersm_lab.evaluation.inference import only_mask, replaced_mask
+from ersm_lab.images import data
+from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.results import records
+from ersm_lab.training import runs, variants
+from ersm_lab.training.loop import TrainSettings, make_optimiser
+from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
+from ersm_lab.training.variants import KINDS, FilledMask, VariantConfig, fill
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -238,21 +241,21 @@ def test_the_network_starts_as_the_ersm_network_of_its_seed(kind):
 def test_with_its_mask_off_the_network_is_the_dense_one_bit_for_bit(kind):
     own = variants.build(tiny(kind), classes=10)
     dense = runs.build(tiny(None, mask=None), classes=10)
-    masked = evaluation.predict(own, images())
+    masked = inference.predict(own, images())
     only_mask(own).enabled = False
-    assert torch.equal(evaluation.predict(own, images()), evaluation.predict(dense, images()))
-    assert not torch.equal(masked, evaluation.predict(dense, images()))
+    assert torch.equal(inference.predict(own, images()), inference.predict(dense, images()))
+    assert not torch.equal(masked, inference.predict(dense, images()))
 
 
 def test_settings_presets_and_several_places_reach_the_masks():
     place = MaskPlace(layer=("group1", "group2"), settings={"lambda_pair": 0.25, "hard": True})
     model = variants.build(tiny("mean", mask=place), classes=10)
     plain = runs.build(tiny(None, mask=place), classes=10)
-    masks = evaluation.energy_masks(model)
+    masks = inference.energy_masks(model)
     assert list(masks) == ["group1", "group2"]
     for layer, own in masks.items():
         assert isinstance(own, FilledMask) and own.lambda_pair == 0.25 and own.hard
-        assert torch.equal(own.weight, evaluation.energy_masks(plain)[layer].weight)
+        assert torch.equal(own.weight, inference.energy_masks(plain)[layer].weight)
     model(torch.randn(2, 3, 32, 32))
     assert energy_loss(model) > 0
 
@@ -280,7 +283,7 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(kind, home, recor
     assert {"variants.py", "ersm_core.py", "training.py", "shapes.py"} <= names
     model = variants.restore(tiny(kind), record, root=home)
     assert not any(module.training for module in model.modules())
-    metrics = evaluation.evaluate(model, images())
+    metrics = inference.evaluate(model, images())
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
     if kind == "token":
         assert only_mask(model).token.any()  # it has learned

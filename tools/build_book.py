@@ -20,7 +20,7 @@ from bound_numbers import check
 from golden_outputs import differences, frozen, shown
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from ersm_lab.data import default_dataset
+from ersm_lab.images.data import default_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"

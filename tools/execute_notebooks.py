@@ -24,8 +24,8 @@ import nbformat
 from sphinx_external_toc.parsing import parse_toc_yaml
 from watched import Watch, run_side_by_side
 
-from ersm_lab import records
-from ersm_lab.provenance import allowed_cores
+from ersm_lab.results import records
+from ersm_lab.results.provenance import allowed_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -166,7 +166,7 @@ def record(seconds: Mapping[str, float], *, scale: str, threads: int | None = No
     """
     import torch
 
-    from ersm_lab.data import default_dataset
+    from ersm_lab.images.data import default_dataset
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = records.provenance([__file__], device=device)

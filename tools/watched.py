@@ -25,7 +25,7 @@ from typing import IO
 
 import psutil
 
-from ersm_lab.provenance import allowed_cores
+from ersm_lab.results.provenance import allowed_cores
 
 STOPPED = 124  # the exit status that timeout(1) gives, too
 BUSY_SHARE = 0.02  # of one core, over the idle time

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ersm_lab.energy_theory import Landscape, evolve
+from ersm_lab.views.energy_theory import Landscape, evolve
 
 TOLERANCE = 1e-9
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ersm_lab import inverse_scale
+from ersm_lab.images import inverse_scale
 
 
 def check_flatten(function: Callable[[Tensor, Tensor], Tensor]) -> str | None:

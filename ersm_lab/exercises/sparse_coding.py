@@ -7,7 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ersm_lab.sparse_coding import analyse, largest_eigenvalue, sparse_code, synthesise, unit_atoms
+from ersm_lab.networks.sparse_coding import (
+    analyse,
+    largest_eigenvalue,
+    sparse_code,
+    synthesise,
+    unit_atoms,
+)
 
 TOLERANCE = 1e-9
 

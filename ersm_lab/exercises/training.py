@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ersm_lab.collapse import variance_shares
+from ersm_lab.chapters.collapse import variance_shares
 
 TOLERANCE = 1e-6
 

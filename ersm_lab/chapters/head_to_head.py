@@ -1,0 +1,562 @@
+"""All methods side by side: what each gains and loses against the dense network, and what it costs.
+
+Every number is drawn from records: of trainings (clean accuracy), of the suites of `judging` (the
+rest), of `cost` (time and memory). A measure has one number for each image of each seed's network; more
+is better. Differences are paired over seeds and images, as in `statistics.paired`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor, nn
+
+from ersm_lab import cost
+from ersm_lab.chapters import deletion_report
+from ersm_lab.chapters.robustness_report import judged, share_right
+from ersm_lab.evaluation.inference import energy_masks, evaluating
+from ersm_lab.ledger import NOT_RUN
+from ersm_lab.networks.sparse_coding import SparseCoding2d
+from ersm_lab.results import records, statistics
+from ersm_lab.results.statistics import Difference
+from ersm_lab.training import experiments
+from ersm_lab.views.tables import Table
+from ersm_lab.views.widgets import Widget, checked_name, fill, script_json
+
+DENSE = "ablation-dense"
+METHODS = (
+    DENSE,
+    "cutout",
+    "random-half",
+    "ablation-ersm",
+    "gentle",
+    "unary-only",
+    "ersm-cutout",
+    "isvs-fixed",
+    "isvs-iterative",
+    "low-pass",
+    "sdnet",
+    "pruned",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number an image and network; more is better.
+
+    Attributes:
+        words: what is measured.
+        suite: of `judging`; None is the test set as it is.
+        pattern: of the suite's conditions whose mean is taken, as in `robustness_report.matching`;
+            None is the area under the deletion curve by the network's own best ranking.
+    """
+
+    words: str
+    suite: str | None
+    pattern: str | None = "*"
+
+
+MEASURES: dict[str, Measure] = {
+    "clean": Measure(words="accuracy on the test images as they are", suite=None),
+    "occlusion": Measure(
+        words="accuracy behind squares of 4 to 20 pixels, random places, four fills",
+        suite="occlusion",
+        pattern="random.*",
+    ),
+    "corruption": Measure(
+        words="accuracy under 18 corruptions of 5 severities", suite="corruption"
+    ),
+    "low resolution": Measure(
+        words="accuracy on images shrunk to 24, 16, 12 and 8 pixels and enlarged again",
+        suite="resolution",
+    ),
+    "attack": Measure(
+        words="accuracy that FGSM, PGD-20 and AutoAttack within 2/255 all leave",
+        suite="attacks",
+        pattern="worst.2",
+    ),
+    "deletion": Measure(
+        words="area under the token deletion curve, by the network's own best ranking",
+        suite="deletion",
+        pattern=None,
+    ),
+}
+
+Values = Mapping[int, np.ndarray]  # {seed: (N,)}
+Card = Mapping[str, Mapping[str, Values]]  # {method: {measure: values}}, empty without records
+
+
+def read(
+    methods: Sequence[str] = METHODS,
+    measures: Mapping[str, Measure] = MEASURES,
+    *,
+    dataset: str = "cifar10",
+    scale: str = "laptop",
+) -> Card:
+    """What the records hold of every method and measure, an empty dict where there are none."""
+    where = dict(dataset=dataset, scale=scale)
+    return {
+        method: {name: _values(method, measure, **where) for name, measure in measures.items()}
+        for method in methods
+    }
+
+
+def _values(method: str, measure: Measure, **where: str) -> Values:
+    if measure.suite is None:
+        group = [r for r in statistics.of(method, **where) if r["answers"] is not None]
+        return {seed: right.astype(float) for seed, right in statistics.answers(group).items()}
+    group = judged(method, measure.suite, **where)
+    if measure.pattern is None:
+        return deletion_report.under_its_best(group)[0] if group else {}
+    return {r["seed"]: share_right(r, measure.pattern) for r in group}
+
+
+def gap(card: Card, method: str, measure: str, *, base: str = DENSE) -> Difference | None:
+    """A method minus the base, in points; None where no seed is recorded for both."""
+    first, second = card[method][measure], card[base][measure]
+    return statistics.paired(first, second) if first.keys() & second.keys() else None
+
+
+def gaps(card: Card, *, base: str = DENSE) -> dict[str, dict[str, Difference | None]]:
+    """`gap` of every method but the base and every measure: {method: {measure: ...}}."""
+    return {
+        method: {measure: gap(card, method, measure, base=base) for measure in row}
+        for method, row in card.items()
+        if method != base
+    }
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def accuracy_table(card: Card) -> Table:
+    """Every method under every measure, mean ± standard deviation over seeds, in percent."""
+    rows = [
+        [method, *(_mean_sd(values) for values in row.values())] for method, row in card.items()
+    ]
+    images = {
+        name: len(next(iter(values.values())))
+        for row in card.values()
+        for name, values in row.items()
+        if values
+    }
+    counts = ", ".join(f"{name} {count:,}" for name, count in images.items())
+    return Table(
+        header=["method", *_measures(card)],
+        rows=rows,
+        caption=f"Percent, mean ± standard deviation over seeds; test images: {counts or NOT_RUN}",
+    )
+
+
+def difference_table(found: Mapping[str, Mapping[str, Difference | None]], *, base: str) -> Table:
+    """Differences to the base with 95 % intervals; ▲ and ▼ where the interval is without zero.
+
+    Args:
+        found: of `gaps`.
+        base: whom they were taken to.
+    """
+    rows = [[method, *(_said(gap_) for gap_ in row.values())] for method, row in found.items()]
+    judged_ = [gap_ for row in found.values() for gap_ in row.values() if gap_ is not None]
+    caption = (
+        f"Minus {base}, points with 95 % intervals, paired over seeds and images; ▲ above zero, ▼ "
+        f"below. Of {len(judged_)} true zeros, about {0.05 * len(judged_):.0f} would still be marked"
+    )
+    return Table(header=["method", *_measures(found)], rows=rows, caption=caption)
+
+
+def balance_table(found: Mapping[str, Mapping[str, Difference | None]], *, base: str) -> Table:
+    """Where each method is ahead of the base, where behind, and where neither is shown.
+
+    Arguments as of `difference_table`.
+    """
+    rows = []
+    for method, row in found.items():
+        kinds: dict[str, list[str]] = {"▲": [], "▼": [], "": [], NOT_RUN: []}
+        for measure, gap_ in row.items():
+            kinds[NOT_RUN if gap_ is None else _mark(gap_)].append(measure)
+        rows.append([method, *(", ".join(names) or "–" for names in kinds.values())])
+    header = ["method", "ahead", "behind", "not told apart", NOT_RUN]
+    return Table(header=header, rows=rows, caption=f"Against {base}, by 95 % intervals")
+
+
+def _measures(rows: Mapping[str, Mapping]) -> list[str]:
+    return list(next(iter(rows.values())))
+
+
+def _mark(found: Difference) -> str:
+    if len(found.seeds) < 3:
+        return ""
+    return "▲" if found.low > 0 else "▼" if found.high < 0 else ""
+
+
+def _said(found: Difference | None) -> str:
+    if found is None:
+        return NOT_RUN
+    seeds = "" if len(found.seeds) > 2 else f", {len(found.seeds)} of 3 seeds"
+    interval = f"{found.low:+.1f} to {found.high:+.1f}{seeds}"
+    return f"{found.mean:+.1f} ({interval}) {_mark(found)}".rstrip()
+
+
+def _mean_sd(values: Values) -> str:
+    shares = [100 * each.mean() for each in values.values()]
+    if not shares:
+        return NOT_RUN
+    spread = f" ± {np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
+    return f"{np.mean(shares):.1f}{spread}"
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def draw_differences(found: Mapping[str, Mapping[str, Difference | None]], *, base: str) -> Figure:
+    """One panel a measure, one line a method: the difference to the base and its 95 % interval.
+
+    A filled marker: the interval is without zero; a hollow one: it is not.
+    """
+    measures, methods = _measures(found), list(found)
+    rows = -(-len(measures) // 3)
+    figure, axes = plt.subplots(
+        rows,
+        3,
+        figsize=(7.6, 0.8 + rows * (0.75 + 0.21 * len(methods))),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, measure in zip(axes.flat, measures, strict=False):
+        for height, method in enumerate(methods):
+            gap_ = found[method][measure]
+            if gap_ is None:
+                axis.text(
+                    0.03,
+                    height,
+                    NOT_RUN,
+                    transform=axis.get_yaxis_transform(),
+                    va="center",
+                    fontsize=7,
+                )
+                continue
+            colour = {"▲": "#0072B2", "▼": "#D55E00", "": "#777777"}[_mark(gap_)]
+            axis.hlines(height, gap_.low, gap_.high, color=colour, linewidth=1.6)
+            axis.plot(
+                gap_.mean,
+                height,
+                marker={"▲": "^", "▼": "v", "": "o"}[_mark(gap_)],
+                color=colour,
+                markerfacecolor=colour if _mark(gap_) else "white",
+                markersize=6,
+            )
+        axis.axvline(0, color="black", linewidth=1, linestyle="-")
+        axis.set_title(measure)
+        axis.margins(x=0.12)
+    for axis in axes[-1]:
+        axis.set_xlabel("points")
+    for axis in axes.flat[len(measures) :]:
+        axis.set_visible(False)
+    axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(f"Accuracy minus that of {base}, with 95 % intervals")
+    return figure
+
+
+def draw_ranks(card: Card) -> Figure:
+    """The place of each method under each measure: the mean over seeds as a shade, the range as text."""
+    measures = [name for name in _measures(card) if len(_ranked(card, name)) > 1]
+    methods = list(card)
+    figure, axis = plt.subplots(figsize=(7.4, 0.9 + 0.33 * len(methods)))
+    places = np.full((len(methods), len(measures)), np.nan)
+    for column, measure in enumerate(measures):
+        ranks = _ranked(card, measure)
+        for row, method in enumerate(methods):
+            if method in ranks:
+                low, high = ranks[method].min(), ranks[method].max()
+                places[row, column] = ranks[method].mean()
+                words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+                axis.text(column, row, words, ha="center", va="center", fontsize=8.5, color="black")
+            else:
+                axis.text(column, row, "–", ha="center", va="center", fontsize=8.5)
+    axis.imshow(places, cmap="Blues_r", vmin=-4, vmax=len(methods), aspect="auto")
+    axis.set_xticks(range(len(measures)), [name.replace(" ", "\n") for name in measures])
+    axis.set_yticks(range(len(methods)), methods)
+    axis.grid(False)
+    axis.set_title("Place among the methods, lowest to highest over seeds (1 is best)")
+    return figure
+
+
+# --- are the places stable? ------------------------------------------------------------------------
+
+
+def _ranked(card: Card, measure: str) -> dict[str, np.ndarray]:
+    """{method: place for each seed (S,)}, 1 the best, of the methods that have every seed."""
+    rows = {method: row[measure] for method, row in card.items() if row[measure]}
+    seeds = sorted({seed for values in rows.values() for seed in values})
+    rows = {method: values for method, values in rows.items() if set(seeds) <= values.keys()}
+    if not rows:
+        return {}
+    table = np.array(
+        [[values[seed].mean() for seed in seeds] for values in rows.values()]
+    )  # (M, S)
+    return dict(zip(rows, stats.rankdata(-table, axis=0), strict=True))
+
+
+def stability_table(card: Card) -> Table:
+    """How far seeds agree about the order of the methods.
+
+    Kendall's W is 1 where every seed gives the same order, and about 1/S where S seeds order by lot;
+    p is Friedman's, of a W as high by lot. "first" counts seeds; its share beside it is that of
+    resampled images, all seeds together, in which the method is first.
+
+    Source: Kendall and Babington Smith, The problem of m rankings, Annals of Mathematical Statistics
+    10 (1939).
+    """
+    rows = []
+    for measure in _measures(card):
+        ranks = _ranked(card, measure)
+        if len(ranks) < 3 or len(next(iter(ranks.values()))) < 2:
+            rows.append([measure, str(len(ranks)), NOT_RUN, "–", "–", "–"])
+            continue
+        places = np.array(list(ranks.values()))  # (M, S)
+        methods, seeds = places.shape
+        test = stats.friedmanchisquare(*places)
+        agreement = test.statistic / (seeds * (methods - 1))
+        first = [list(ranks)[i] for i in places.argmin(0)]
+        counts = {name: first.count(name) for name in dict.fromkeys(first)}
+        words = ", ".join(f"{name} ({count} of {seeds})" for name, count in counts.items())
+        shares = first_shares(card, measure)
+        best = max(shares, key=shares.get)
+        rows.append(
+            [
+                measure,
+                str(methods),
+                f"{agreement:.2f}",
+                f"{test.pvalue:.1e}",
+                words,
+                f"{best}: {100 * shares[best]:.0f} %",
+            ]
+        )
+    header = [
+        "measure",
+        "methods",
+        "Kendall's W",
+        "p",
+        "first, by seed",
+        "first, by images drawn again",
+    ]
+    return Table(header=header, rows=rows, caption="Does another seed give another order?")
+
+
+def first_shares(
+    card: Card, measure: str, *, resamples: int = 1_000, seed: int = 0
+) -> dict[str, float]:
+    """In what share of resamples of the test images each method is first, mean over its seeds.
+
+    Args:
+        card: of `read`.
+        measure: one of its measures.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Returns:
+        {method: share, 0 to 1}, of the methods that have every seed; they sum to 1.
+    """
+    chosen = list(_ranked(card, measure))
+    values = np.array([np.mean(list(card[m][measure].values()), axis=0) for m in chosen])  # (M, N)
+    count = values.shape[1]
+    weights = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=resamples)
+    first = np.nanargmax(np.nan_to_num(values) @ weights.T, axis=0)  # (R,)
+    return {method: float((first == i).mean()) for i, method in enumerate(chosen)}
+
+
+# --- cost ------------------------------------------------------------------------------------------
+
+
+def counted(
+    model: nn.Module, x: Tensor, *, kept: float = 1.0, behind: str | None = None
+) -> dict[str, float]:
+    """Multiply-adds of convolutions and matrix products for one image: all, and those without zeros.
+
+    Only modules are counted; a layer that calls `conv2d` itself is not seen.
+
+    Args:
+        model: a network.
+        x: (B, C, H, W), images.
+        kept: share of the tokens that a mask keeps.
+        behind: name of the layer behind which a mask stands; layers that come after it are counted
+            with `kept` in "nonzero", as if every one could skip the same share of its places.
+
+    Returns:
+        all: every operation; nonzero: without those whose weight is zero or whose token is dropped.
+
+    Raises:
+        ValueError: no layer of the name `behind`.
+    """
+    found, past, hooks = {"all": 0.0, "nonzero": 0.0}, [], []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        places = output[0].numel() / module.weight.shape[0]  # of the output, for one image
+        share = kept if past else 1.0
+        found["all"] += places * module.weight.numel()
+        found["nonzero"] += places * module.weight.count_nonzero().item() * share
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            hooks.append(module.register_forward_hook(count))
+        if behind is not None and name == behind:
+            hooks.append(module.register_forward_hook(lambda *_: past.append(True)))
+    if behind is not None and behind not in dict(model.named_modules()):
+        raise ValueError(
+            f"no layer {behind!r}: choose of {', '.join(n for n, _ in model.named_modules() if n)}"
+        )
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def networks(
+    methods: Sequence[str], *, dataset: str = "cifar10", scale: str = "laptop"
+) -> dict[str, nn.Module]:
+    """The recorded networks of seed 0, in evaluation mode; without those that have no checkpoint."""
+    found = {}
+    for method in methods:
+        experiment = experiments.find(f"{scale}/{dataset}/{method}/seed0")
+        try:
+            record = records.read(experiment.name)
+            if record["checkpoint"]:
+                found[method] = experiments.restore(experiment, record, progress=False)
+        except (records.RecordNotFound, FileNotFoundError):
+            continue
+    return found
+
+
+def kept_shares(
+    models: Mapping[str, nn.Module], *, dataset: str = "cifar10", scale: str = "laptop"
+) -> dict[str, tuple[str, float]]:
+    """{method: (the layer its mask follows, share of tokens kept, mean over seeds)}."""
+    found = {}
+    for method, model in models.items():
+        group = statistics.of(method, dataset=dataset, scale=scale)
+        shares = [records.flatten(r["metrics"]).get("mask.kept_fraction") for r in group]
+        layers = list(energy_masks(model))
+        if layers and shares and None not in shares:
+            found[method] = (layers[0], float(np.mean(shares)))
+    return found
+
+
+def cost_table(
+    models: Mapping[str, nn.Module],
+    x: Tensor,
+    *,
+    kept: Mapping[str, tuple[str, float]] | None = None,
+    scale: str = "laptop",
+) -> Table:
+    """What is counted beside what the clock says.
+
+    Args:
+        models: by method.
+        x: (B, C, H, W), images.
+        kept: {method: (the layer behind which its mask stands, share of tokens kept)}.
+        scale: of the newest record of `cost`, whose clock is shown.
+    """
+    found = records.read_all(scale=scale, method="cost")
+    clock = max(found, key=lambda r: r["created"]) if found else None
+    timed = clock["metrics"]["ablation"]["networks"] if clock else {}
+    rows = []
+    for method, model in models.items():
+        behind, share = (kept or {}).get(method, (None, 1.0))
+        numbers = timed.get(TIMED_AS.get(method, ""), {})
+        count = counted(model, x, kept=share, behind=behind)
+        if _hides_products(model):  # the record counted what its layers call themselves
+            every = numbers.get("multiply_adds")
+            count = {"all": every, "nonzero": every}
+        cells = [_millions(count["all"]), _millions(count["nonzero"])]
+        for name in ("train_ratio", "inference_ratio"):
+            cells.append(f"{numbers[name]:.2f}×" if name in numbers else "–")
+        saved = 100 * (1 - numbers["inference_ratio"]) if numbers else None
+        cells.append(f"{saved:+.0f} %" if saved else "–" if saved is None else "0 %")
+        cells.append(f"{numbers['memory_mib']:.0f}" if numbers else "–")
+        rows.append([method, f"{sum(p.numel() for p in model.parameters()):,}", *cells])
+    header = [
+        "method",
+        "counted: parameters",
+        "counted: M multiply-adds",
+        "counted: without zeros and dropped tokens",
+        "clock: training step to dense",
+        "clock: inference to dense",
+        "clock: inference time saved",
+        "MiB a training step",
+    ]
+    caption = "Counted for one image, in inference"
+    if clock:
+        words = cost.measured_on(clock["metrics"]["ablation"], clock["device"])
+        caption += f". Clock and memory: {words[0].lower()}{words[1:]}"
+    else:
+        caption += f"; clock: {NOT_RUN}"
+    return Table(header=header, rows=rows, caption=caption)
+
+
+TIMED_AS = {  # names in the record of `cost`
+    DENSE: "dense",
+    "ablation-ersm": "energy mask after group1",
+    "gentle": "energy mask after group1",
+    "sdnet": "sdnet",
+    "pruned": "dense, half of the weights zero",
+}
+
+
+def _millions(count: float | None) -> str:
+    return "–" if count is None else f"{count / 1e6:.1f}"
+
+
+def _hides_products(model: nn.Module) -> bool:
+    return any(isinstance(module, SparseCoding2d) for module in model.modules())
+
+
+# --- a choice of one's own -------------------------------------------------------------------------
+
+
+def decide(
+    card: Card,
+    *,
+    base: str = DENSE,
+    weights: Mapping[str, int] | None = None,
+    name: str = "ersm-decide",
+) -> Widget:
+    """Sliders that weigh the measures, and the methods in the order that follows.
+
+    The score of a method is the weighted mean of its differences to the base, in points, for each seed;
+    a line goes from the worst seed to the best.
+
+    Args:
+        card: of `read`.
+        base: whom differences are taken to; it is shown, too.
+        weights: where sliders stand at first, 0 to 5; 1 where none is given.
+        name: id of the element; a page with two of them needs two names.
+    """
+    checked_name(name)
+    measures = [m for m in _measures(card) if card[base][m]]
+    if not measures:
+        return Widget(
+            html=f"<p>No records of {base} yet: <code>make reproduce</code> makes them.</p>"
+        )
+    methods = []
+    for method, row in card.items():
+        found = [_by_seed(row[m], card[base][m]) for m in measures]
+        methods.append({"name": method, "gaps": found})
+    start = [(weights or {}).get(measure, 1) for measure in measures]
+    content = {"measures": measures, "methods": methods, "base": base, "weights": start}
+    return fill("decide.html", {"ID": name, "DATA": script_json(content)})
+
+
+def _by_seed(first: Values, second: Values) -> list[float] | None:
+    """Differences in points, seed by seed; None where a seed of the second is not in the first."""
+    if not second.keys() <= first.keys():
+        return None
+    return [round(100 * float(first[s].mean() - second[s].mean()), 3) for s in sorted(second)]

@@ -1,0 +1,164 @@
+"""Networks for 32 x 32 images, with named stages that a mask can follow.
+
+`CifarNet` is small and fast; its design follows the speed-run networks of Jordan (2024,
+arXiv:2404.00498): a frozen whitening convolution, then groups of 3 x 3 convolutions that start as
+the identity, normalised without a learned scale. `resnet18` is torchvision's with a CIFAR stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from ersm_lab.common import checks
+
+MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarNetSettings:
+    """Shape of a `CifarNet`.
+
+    Attributes:
+        widths: channels of each group; a group halves the map, but for the first if the stem did.
+        depth: 3 x 3 convolutions a group, at least 1.
+        stem_kernel: side in pixels of the whitening patches.
+        stem_stride: step in pixels of the stem; 2 makes the whole network four times cheaper.
+        stem_channels: half of them filters, half the same filters negated.
+        head: "max" or "mean" over the last map.
+        logit_scale: factor on the logits.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256)
+    depth: int = 2
+    stem_kernel: int = 4
+    stem_stride: int = 2
+    stem_channels: int = 48
+    head: str = "max"
+    logit_scale: float = 1 / 9
+
+    def __post_init__(self) -> None:
+        checks.several("widths", self.widths, most=10)
+        for width in self.widths:
+            checks.whole("widths", width, most=8_192)
+        checks.whole("depth", self.depth, most=100)
+        checks.whole("stem_kernel", self.stem_kernel, most=32)
+        checks.whole("stem_stride", self.stem_stride, most=self.stem_kernel)
+        checks.whole("stem_channels", self.stem_channels, least=2, most=8_192)
+        if self.head not in ("max", "mean"):
+            raise ValueError(f'head must be "max" or "mean", got {self.head!r}')
+        checks.number("logit_scale", self.logit_scale)
+
+
+SMOKE = CifarNetSettings(widths=(16, 32, 32), depth=1)
+SLIM = CifarNetSettings(widths=(32, 64, 128))
+LAPTOP = CifarNetSettings()
+FULL = CifarNetSettings(widths=(64, 256, 256), stem_kernel=2, stem_stride=1, stem_channels=24)
+
+
+class CifarNet(nn.Module):
+    """A small convolutional network; stages `stem`, `group1`, `group2`, ..., `head`.
+
+    Maps of the laptop preset on 32 x 32 images: stem and group1 16 x 16, group2 8 x 8, group3 4 x 4.
+    Of the full preset twice these: its stem keeps 32 x 32.
+
+    Shape:
+        x (B, 3, H, W), normalised -> logits (B, classes).
+    """
+
+    def __init__(self, settings: CifarNetSettings = LAPTOP, *, classes: int = 10) -> None:
+        checks.a("settings", settings, CifarNetSettings)
+        checks.whole("classes", classes, most=MOST_CLASSES)
+        super().__init__()
+        self.settings = settings
+        size, stride = settings.stem_kernel, settings.stem_stride
+        padding = "same" if stride == 1 else (size - stride) // 2
+        whiten = nn.Conv2d(3, settings.stem_channels, size, stride=stride, padding=padding)
+        whiten.weight.requires_grad = False
+        nn.init.zeros_(whiten.bias)
+        self.stem = nn.Sequential(whiten, nn.ReLU(inplace=True))
+        channels = settings.stem_channels
+        for number, width in enumerate(settings.widths, start=1):
+            pool = stride == 1 or number > 1
+            self.add_module(f"group{number}", _group(channels, width, settings.depth, pool))
+            channels = width
+        self.head = nn.Linear(channels, classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last feature map, (B, 3, H, W) -> (B, D, h, w)."""
+        x = self.stem(x)
+        for number in range(1, len(self.settings.widths) + 1):
+            x = self.get_submodule(f"group{number}")(x)
+        return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Pool and score a feature map, (B, D, h, w) -> (B, classes)."""
+        x = x.amax((2, 3)) if self.settings.head == "max" else x.mean((2, 3))  # (B, D)
+        return self.head(x) * self.settings.logit_scale
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Set the stem to whiten patches of normalised images (N, 3, H, W); some 5,000 are enough.
+
+        The filters are the leading eigenvectors of the patches' covariance, scaled to unit variance.
+
+        Raises:
+            ValueError: no images, or NaN in them.
+        """
+        checks.tensor("images", images, "(N, 3, H, W)", "numbers")
+        stem = self.stem[0]
+        patches = F.unfold(images.float(), stem.kernel_size[0], stride=2)  # (N, 3 k k, L)
+        patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 3 k k)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        half = stem.out_channels // 2
+        top = (vectors / (values + 5e-4).sqrt()).T.flip(0)[:half]  # (half, 3 k k)
+        filters = top.view(half, 3, *stem.kernel_size)
+        stem.weight[:half], stem.weight[half : 2 * half] = filters, -filters
+
+
+def make(backbone: CifarNetSettings | str, *, classes: int) -> nn.Module:
+    """The network of a config: a `CifarNet` of these settings, or "resnet18"."""
+    return (
+        resnet18(classes=classes) if backbone == "resnet18" else CifarNet(backbone, classes=classes)
+    )
+
+
+def classes_of(state: Mapping[str, Tensor]) -> int:
+    """Number of classes of a network's state: `head` of a `CifarNet`, `fc` of a ResNet."""
+    return len(state["head.weight"] if "head.weight" in state else state["fc.weight"])
+
+
+def _group(channels: int, width: int, depth: int, pool: bool) -> nn.Sequential:
+    """conv, (pool), norm, ReLU, then depth - 1 times conv, norm, ReLU."""
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        conv = nn.Conv2d(channels if number == 0 else width, width, 3, padding=1, bias=False)
+        nn.init.dirac_(conv.weight[: conv.in_channels].data)
+        norm = nn.BatchNorm2d(width, momentum=0.4, eps=1e-5)
+        norm.weight.requires_grad = False  # always 1; the bias is learned
+        layers += [conv, nn.MaxPool2d(2)] if number == 0 and pool else [conv]
+        layers += [norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def resnet18(*, classes: int = 10) -> nn.Module:
+    """torchvision's ResNet-18 with a 3 x 3 stem of stride 1 and no first pooling; stages `layer1` to
+    `layer4` (maps 32, 16, 8 and 4 on 32 x 32 images). 11.2 M parameters.
+
+    Shape:
+        x (B, 3, H, W), normalised -> logits (B, classes).
+    """
+    checks.whole("classes", classes, most=MOST_CLASSES)
+    model = torchvision.models.resnet18(weights=None, num_classes=classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model

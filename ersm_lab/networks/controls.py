@@ -1,0 +1,79 @@
+"""A mask that knows nothing: the control for every mask that claims to know something."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ersm_attach import attach_energy_mask
+from ersm_core import EnergyMask, EnergyState
+from ersm_lab.common import checks
+
+
+class RandomMask(EnergyMask):
+    """Keeps every token by lot with the same probability, in training and in evaluation.
+
+    It is an `EnergyMask` whose logits are noise and whose energies are zero, so that it trains, is
+    measured and has its mask replaced like one. In evaluation the lots are the same in every pass
+    over a batch of the same shape.
+
+    Args:
+        channels: C, of the feature map.
+        keep: probability that a token is kept, 0 < keep < 1.
+
+    Raises:
+        ValueError: keep is not between 0 and 1.
+    """
+
+    def __init__(self, channels: int, *, keep: float) -> None:
+        checks.whole("channels", channels, most=checks.MOST)
+        checks.number("keep", keep)
+        if not 0 < keep < 1:
+            raise ValueError(f"keep must be between 0 and 1, got {keep}")
+        bias = -math.log(keep / (1 - keep))
+        super().__init__(
+            channels, lambda_unary=0.0, lambda_pair=0.0, hard=True, noise=0.0, bias_init=bias
+        )
+        self.requires_grad_(False)
+
+    def compute(self, x: Tensor) -> EnergyState:
+        """Logits by lot for a feature map x (B, C, H, W); P(logit < 0) = keep."""
+        lots = None
+        if not self.training:
+            lots = torch.Generator(device=x.device).manual_seed(x.shape[0])
+        shape = (x.shape[0], 1, *x.shape[2:])
+        even = torch.rand(shape, device=x.device, generator=lots).clamp(1e-6, 1 - 1e-6)
+        z = self.bias + torch.logit(even)  # (B, 1, H, W)
+        zero = torch.zeros_like(z)
+        return EnergyState(z, zero, zero, zero, (z < 0).to(z.dtype))
+
+
+KINDS: dict[str, type[EnergyMask]] = {"random": RandomMask}
+
+
+def attach(model: nn.Module, layer: str, kind: str, **settings) -> nn.Module:
+    """Put a control's mask after a stage that is an `nn.Sequential`, in place; returns the model.
+
+    Args:
+        model: the network.
+        layer: name of the stage.
+        kind: of `KINDS`.
+        settings: of that kind.
+
+    Raises:
+        ValueError: an unknown layer or kind, a layer that is no `nn.Sequential`, or settings that the
+            kind refuses.
+    """
+    checks.network("model", model)
+    checks.text("layer", layer)
+    checks.choice("kind", kind, KINDS)
+    attach_energy_mask(model, layer)
+    stage = model.get_submodule(layer)
+    if not isinstance(stage, nn.Sequential):
+        raise ValueError(f"layer {layer!r} is a {type(stage).__name__}, not an nn.Sequential")
+    mask = KINDS[kind](stage.energy_mask.channels, **settings).to(stage.energy_mask.weight.device)
+    mask.attached_to = layer
+    stage.energy_mask = mask
+    return model

@@ -1,0 +1,354 @@
+"""One run: from settings to a trained network and its record. Resumes after a kill."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ersm_attach import attach_energy_mask
+from ersm_lab.common import checkpoints
+from ersm_lab.common.files import Damaged, set_aside, write_whole
+from ersm_lab.evaluation import inference
+from ersm_lab.images import data as lab_data
+from ersm_lab.networks import backbones, controls
+from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.results import records
+from ersm_lab.results.answer_bits import pack
+from ersm_lab.results.provenance import code_hash, code_of
+from ersm_lab.training.loop import TrainSettings, make_fabric, train
+
+SAVE_EVERY = 2.0  # seconds between two checkpoints of a training on a GPU, whose epochs are short
+CACHED_WEIGHTS = "data/cache/weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPlace:
+    """Where a mask sits and what it is.
+
+    Attributes:
+        layer: the stage it follows, or several, each with a mask of its own and the same settings.
+        preset: of `ersm_attach.attach_energy_mask`, or a kind of `controls.KINDS`.
+        settings: of `ersm_core.EnergyMask`, taking precedence over the preset's.
+    """
+
+    layer: str | tuple[str, ...]
+    preset: str | None = None
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run besides data set and seed.
+
+    Attributes:
+        backbone: settings of a `CifarNet`, or "resnet18".
+        mask: None for a dense network.
+        train: how it is trained.
+        train_images, test_images: use so many only; None is all.
+    """
+
+    backbone: CifarNetSettings | str
+    train: TrainSettings
+    mask: MaskPlace | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A run's name and settings.
+
+    Attributes:
+        tolerance: how far a re-run's metrics may be from the record's.
+        checkpoint: keep the trained weights in the repository; else they lie in `data/cache`.
+    """
+
+    method: str
+    dataset: str
+    scale: str
+    seed: int
+    config: RunConfig
+    tolerance: dict[str, float] = field(default_factory=dict)
+    checkpoint: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.scale}/{self.dataset}/{self.method}/seed{self.seed}"
+
+
+def build(experiment: Experiment, *, classes: int) -> nn.Module:
+    """The untrained network of an experiment; its start is drawn from the experiment's seed."""
+    config = experiment.config
+    torch.manual_seed(experiment.seed)
+    model = backbones.make(config.backbone, classes=classes)
+    place = config.mask
+    for layer in place.layers if place else ():
+        if place.preset in controls.KINDS:
+            controls.attach(model, layer, place.preset, **place.settings)
+        else:
+            attach_energy_mask(model, layer, preset=place.preset, **place.settings)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What another kind of network brings to `run`, from a module of its own.
+
+    Attributes:
+        build: as the function of that name.
+        home: file of that module.
+        prepare: training images -> what is trained on instead; it has their `batches`.
+    """
+
+    build: Callable[..., nn.Module]
+    home: str
+    prepare: Callable[[lab_data.ImageSet], lab_data.ImageSet] = lambda images: images
+
+
+def run(
+    experiment: Experiment,
+    *,
+    parts: Parts | None = None,
+    probe: dict | None = None,
+    root: Path | None = None,
+    progress: bool = True,
+) -> dict:
+    """Train, evaluate and record; a killed run goes on from its last epoch.
+
+    Settings are chosen by the curve's val_accuracy; the test set is seen once, after training.
+
+    Args:
+        experiment: what to run.
+        parts: of a network that is not this module's; its config has what `RunConfig` has but `mask`.
+        probe: what its probes give today, for the record (`standing`).
+        root: home of the record and the checkpoint; None is `records.home()`.
+        progress: show bars.
+
+    Returns:
+        The record, as written to `data/results/<name>.json`.
+    """
+    root = Path(root) if root else records.home()
+    config = experiment.config
+    fabric = make_fabric(precision=config.train.precision)
+    precision = {"precision": str(fabric._precision.precision)}
+    code = code_of(parts.home if parts else __file__)
+    facts = records.provenance(code, device=fabric.device.type, **precision)
+    facts["device"] |= beside()
+    training = lab_data.load(experiment.dataset, "train", limit=config.train_images)
+    validation = lab_data.load(experiment.dataset, "val", limit=config.test_images).to(
+        fabric.device
+    )
+    model = (parts.build if parts else build)(experiment, classes=len(training.classes))
+    if isinstance(model, CifarNet):
+        model.whiten(training.normalise(training.images[:5_000]))
+    resume = resume_path(experiment, facts, root)
+    curve = train(
+        model,
+        parts.prepare(training) if parts else training,
+        config.train,
+        seed=experiment.seed,
+        fabric=fabric,
+        after_epoch=lambda m: inference.progress(m, validation),
+        checkpoint=resume,
+        save_every=0.0 if fabric.device.type == "cpu" else SAVE_EVERY,
+        trunk=None if parts else trunk_path(experiment, root, _machine(facts)),
+        progress=progress,
+    )
+    begun = time.perf_counter()
+    state = halve(model)
+    test = lab_data.load(experiment.dataset, "test", limit=config.test_images).to(fabric.device)
+    metrics = inference.evaluate(model, test, validation=validation)
+    shared = [row["seconds"] for row in curve if row.get("shared")]
+    seconds = {
+        "train": curve[-1]["seconds"],
+        "shared": shared[-1] if shared else 0.0,
+        "evaluate": time.perf_counter() - begun,
+    }
+    found = {"metrics": metrics, "curve": curve, "seconds": seconds}
+    found["answers"] = pack(inference.answers(model, test))
+    record = keep(experiment, facts | found, state=state, probe=probe, root=root)
+    resume.unlink(missing_ok=True)
+    return record
+
+
+def keep(
+    experiment: Experiment,
+    found: dict,
+    *,
+    state: dict[str, torch.Tensor],
+    probe: dict | None = None,
+    root: Path,
+) -> dict:
+    """Write a run's record and its checkpoint, which is kept in `data/cache` only where the experiment
+    does not want it in the repository.
+
+    A checkpoint is named after its hash, and written before the record that names it: whatever happens
+    meanwhile, the record that is there has its weights. Those of the record before are then removed;
+    if they were damaged they are set aside.
+
+    Args:
+        experiment: what was run.
+        found: provenance, metrics, curve, seconds and answers.
+        state: of the trained network.
+        probe: what the experiment's probes gave (`standing`).
+        root: home of both.
+
+    Returns:
+        The record.
+    """
+    content = checkpoints.as_bytes(state)
+    digest = hashlib.sha256(content).hexdigest()
+    folder = "data/checkpoints" if experiment.checkpoint else CACHED_WEIGHTS
+    checkpoint = {"file": f"{folder}/{experiment.name}-{digest[:8]}.pt", "sha256": digest}
+    record = records.validated(
+        {
+            **found,
+            "name": experiment.name,
+            "method": experiment.method,
+            "dataset": experiment.dataset,
+            "scale": experiment.scale,
+            "seed": experiment.seed,
+            "config": records.plain(experiment.config),
+            "tolerance": experiment.tolerance,
+            "probe": probe,
+            "checkpoint": checkpoint,
+        }
+    )
+    before = _checkpoint_of(experiment.name, root)
+    if before:
+        try:
+            load_state({"checkpoint": before}, root=root)
+        except Damaged as error:
+            set_aside(root / before["file"], error)
+        except OSError:  # gone, or not to be read now
+            pass
+    write_whole(root / checkpoint["file"], content)
+    records.write(record, root=root)
+    now = _checkpoint_of(experiment.name, root)  # another process may have written meanwhile
+    if before and before != now:
+        (root / before["file"]).unlink(missing_ok=True)
+    return record
+
+
+def _checkpoint_of(name: str, root: Path) -> dict | None:
+    record = records.find(name, root=root)
+    return record and record["checkpoint"]
+
+
+def resume_path(experiment: Experiment, facts: dict, root: Path, *more: int) -> Path:
+    """Where a run keeps what it goes on from: named after everything that decides its weights.
+
+    Args:
+        experiment: what is run.
+        facts: its provenance.
+        root: home of the file.
+        more: what decides them besides.
+    """
+    decisive = [facts["source_hash"], _machine(facts), *more]
+    decisive.append(records.plain(experiment.config))
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    return root / "data" / "cache" / "training" / f"{experiment.name}-{digest}.pt"
+
+
+def _machine(facts: dict) -> list:
+    """What decides weights besides code and settings. Threads among it: another number of them adds
+    in another order."""
+    device = [facts["device"][name] for name in ("type", "threads", "precision")]
+    return [facts["packages"], device]
+
+
+def trunk_path(experiment: Experiment, root: Path, *more: Any) -> Path:
+    """Where the epochs lie that this run shares with all that differ in nothing but their mask.
+
+    Named after everything that decides them: the code, the settings but those of the mask, and
+    `more`, which a run gives (`_machine`).
+    """
+    plain = records.plain(experiment.config)
+    train = {k: v for k, v in plain["train"].items() if not k.startswith("mask_")}
+    start = experiment.config.train.mask_start
+    decisive = [code_hash(__file__), plain | {"mask": None, "train": train}, start]
+    decisive += more
+    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+    place = f"{experiment.scale}-{experiment.dataset}-seed{experiment.seed}-{digest}.pt"
+    return root / "data" / "cache" / "trunks" / place
+
+
+def beside() -> dict[str, int]:
+    """How many runs share the device, where a queue has several at a time: clocks depend on it."""
+    workers = int(os.environ.get("ERSM_WORKERS", "1"))
+    return {"workers": workers} if workers > 1 else {}
+
+
+def halve(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Round weights of two or more dimensions to half precision, in the model too: what is evaluated
+    is what is saved, at half the size."""
+    state = {
+        name: value.half() if value.dim() > 1 else value.clone()
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    return {name: value.cpu().contiguous() for name, value in state.items()}
+
+
+def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
+    """The trained network of a record, in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: its checkpoint is not there.
+        Damaged: the checkpoint is not the one that was recorded.
+    """
+    state = load_state(record, root=root)
+    model = build(experiment, classes=backbones.classes_of(state))
+    model.load_state_dict(state)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def load_state(record: dict, *, root: Path | None = None) -> dict[str, torch.Tensor]:
+    """The recorded weights; raises as `restore` does."""
+    path = weights_file(record, root=root)
+    return checkpoints.load(path, sha256=record["checkpoint"]["sha256"])
+
+
+def weights_file(record: dict, *, root: Path | None = None) -> Path:
+    """Where the recorded weights lie."""
+    return (Path(root) if root else records.home()) / record["checkpoint"]["file"]
+
+
+def only_cached(record: dict) -> bool:
+    """Whether the weights are not in the repository, but in the cache of the machine that made them."""
+    kept = record["checkpoint"]
+    return kept is not None and kept["file"].startswith(f"{CACHED_WEIGHTS}/")
+
+
+def weights_wrong(record: dict, *, root: Path | None = None) -> str:
+    """Why the recorded weights cannot be had: no file, or another; empty where they can, and where
+    they were cached on another machine."""
+    path = weights_file(record, root=root)
+    if only_cached(record) and not path.exists():
+        return ""
+    try:
+        seen = path.stat()
+        digest = _sha256(path, seen.st_mtime_ns, seen.st_size)
+    except OSError as error:
+        return f"{record['checkpoint']['file']}: {error.strerror}"
+    same = digest == record["checkpoint"]["sha256"]
+    return "" if same else f"{record['checkpoint']['file']} is not the file that was recorded"
+
+
+@functools.lru_cache(maxsize=1024)  # a table asks for the same few files again and again
+def _sha256(path: Path, changed: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
