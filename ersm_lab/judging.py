@@ -520,7 +520,7 @@ def _least_first(
     importance: Mapping[str, Tensor],
     fractions: Sequence[float],
 ) -> dict[str, Tensor]:
-    """The test of `ersm_lab.deletion` for several rankings at once, with or without a mask.
+    """The test of `ersm_lab.evaluation.deletion` for several rankings at once, with or without a mask.
 
     The layers up to the tokens run once. {"<ranking>.<per cent>": bool (N,)}
     """

@@ -36,7 +36,7 @@ class Experiment:
 
 
 class Lab:
-    """What `ersm_lab.experiments` promises; `accuracy` and `broken` are the tests' levers."""
+    """What `ersm_lab.training.experiments` promises; `accuracy` and `broken` are the tests' levers."""
 
     def __init__(self):
         self.ran, self.accuracy, self.broken, self.tolerance = [], 0.5, {}, 0.01

@@ -34,7 +34,8 @@ Backbone = Callable[[str], tuple[nn.Module, dict]]
 
 @dataclass(frozen=True, kw_only=True)
 class Deletion:
-    """How tokens are deleted; `ersm_lab.deletion` explains the terms. Only `fractions` can be chosen.
+    """How tokens are deleted; `ersm_lab.evaluation.deletion` explains the terms. Only `fractions` can
+    be chosen.
 
     Attributes:
         fractions: of the tokens deleted, at which accuracy is measured.

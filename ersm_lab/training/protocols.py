@@ -239,7 +239,7 @@ class FeatureSet:
             yield self.maps[part].float(), self.labels[part]
 
     def batches(self, **settings) -> FeatureBatches:
-        """Shuffled batches; settings as in `ersm_lab.data.Batches`."""
+        """Shuffled batches; settings as in `ersm_lab.images.data.Batches`."""
         return FeatureBatches(self, **settings)
 
 
