@@ -134,9 +134,7 @@ def test_a_run_leaves_a_valid_record_and_the_network_that_was_scored(method, hom
     record = experiments.run(row, progress=False)
     assert experiments.valid_record(row) == json.loads(json.dumps(record))
     names = {path.rpartition("/")[2] for path in record["sources"]}
-    assert {"baselines.py", "training.py"} <= names and "ersm_core.py" not in names
-    assert ("inverse_scale.py" in names) == (row.config.smoothing is not None)
-    assert ("sparse_coding.py" in names) == (row.config.coding is not None)
+    assert {"baselines.py", "loop.py", "inverse_scale.py", "sparse_coding.py"} <= names
     model = experiments.restore(row, record)
     test = data.load("shapes", "test", limit=48)
     right = answer_bits.unpack(record["answers"], 48)

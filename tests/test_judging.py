@@ -3,7 +3,6 @@
 import functools
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -424,13 +423,9 @@ def test_bad_input_is_refused():
     assert judging.suites_of("shapes-spurious") == tuple(judging.SUITES)[:7]
 
 
-def test_every_suite_has_settings_at_every_scale_and_sources():
+def test_every_suite_has_settings_at_every_scale():
     for scale in records.SCALES:
-        assert judging.PRESETS[scale].keys() == judging.SUITES.keys() == judging.SOURCES.keys()
-    lab = Path(judging.__file__).parent
-    assert all(
-        (lab / f"{name}.py").is_file() for names in judging.SOURCES.values() for name in names
-    )
+        assert judging.PRESETS[scale].keys() == judging.SUITES.keys()
 
 
 # --- judgements ------------------------------------------------------------------------------------
@@ -492,23 +487,6 @@ def test_the_answers_of_every_condition_can_be_read_back(home, judged):
         judging.answers_by_condition(records.read(TINY.name, root=home))
 
 
-def test_a_judgement_names_its_sources():
-    def named(suite, model, dataset="cifar10"):
-        return {path.name for path in judging.sources(suite, model, dataset)}
-
-    every = {"backbones.py", "data.py", "evaluation.py", "judging.py"}
-    dense, masked = small_net(masked=False), small_net(masked=True)
-    assert named("resolution", dense) == every | {"perturbations.py"}
-    assert named("attacks", masked) == every | {"attacks.py", "ersm_core.py"}
-    assert named("occlusion", dense, "shapes") == every | {"perturbations.py", "shapes.py"}
-    maps = {"deletion.py", "deletion_insertion.py", "object_masks.py", "rankings.py"}
-    assert named("objects", dense, "shapes") == every | maps | {"shapes.py"}
-    place = MaskPlace(layer="group1", preset="random", settings={"keep": 0.5})
-    random = replace(TINY, config=replace(TINY.config, mask=place))
-    found = named("resolution", runs.build(random, classes=10))
-    assert found == every | {"perturbations.py", "ersm_core.py", "controls.py"}
-
-
 def test_a_judgement_no_longer_counts_when_what_it_rests_on_has_changed(home, judged, monkeypatch):
     assert valid(home, settings=replace(FEW, images=29)) is None
     assert valid(home, settings=None) is None
@@ -549,7 +527,6 @@ def test_a_network_is_restored_by_whom_one_names_and_judged_into_another_home(ho
     )
     file = records.read(TINY.name, root=home)["checkpoint"]["file"]
     assert seen == [(TINY.name, file)]
-    assert "ersm_core.py" not in made["sources"]
     assert records.read(made["name"], root=tmp_path)["metrics"] == made["metrics"]
     assert valid(tmp_path, networks=home) is not None
     assert valid(tmp_path) is None  # no network there

@@ -11,7 +11,7 @@ import torch
 from ersm_lab.evaluation import deletion, inference
 from ersm_lab.images import data
 from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.results import answer_bits, records
+from ersm_lab.results import answer_bits
 from ersm_lab.training import experiments, protocol_runs, protocols, runs
 from ersm_lab.training.loop import TrainSettings, make_fabric
 
@@ -202,10 +202,3 @@ def test_binarised_mask_has_an_accuracy_of_its_own(made):
     assert 0 <= released["sparsity"]["accuracy_above_half"] <= 1
     assert "sparsity" not in made["published-no-mask"]["metrics"]
     assert "test_accuracy_flip" not in released  # mirrored maps are no mirrored images
-
-
-def test_sources_name_what_ran():
-    names = {path.name for path in protocol_runs.sources(experiments.find(HEAD))}
-    assert {"ersm_core.py", "protocols.py", "protocol_runs.py", "deletion.py"} <= names
-    assert "shapes.py" in names
-    assert records.source_hash(protocol_runs.sources(experiments.find(HEAD)))

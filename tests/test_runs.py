@@ -3,17 +3,17 @@
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import Killed
 
 from ersm_core import EnergyMask
+from ersm_lab.common import files
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data
 from ersm_lab.networks.backbones import LAPTOP, CifarNet, CifarNetSettings
-from ersm_lab.results import answer_bits, records, standing
+from ersm_lab.results import answer_bits, provenance, records, standing
 from ersm_lab.training import experiments, runs
 from ersm_lab.training.loop import TrainSettings
 from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
@@ -85,14 +85,9 @@ def test_a_run_leaves_its_checkpoint_and_no_trace_of_resuming(home, record):
 
 
 def test_a_record_names_the_sources_that_ran():
-    def named(experiment):
-        return {path.name for path in runs.sources(experiment)}
-
-    every = {"backbones.py", "data.py", "evaluation.py", "runs.py", "training.py"}
-    assert named(TINY) == every | {"ersm_core.py", "shapes.py"}
-    assert named(changed(mask=None)) == every | {"shapes.py"}
-    assert named(replace(TINY, dataset="cifar10")) == every | {"ersm_core.py"}
-    assert all(path.is_file() for path in runs.sources(TINY))
+    named = {path.name for path in provenance.code_of(runs.__file__)}
+    assert {"runs.py", "loop.py", "backbones.py", "shapes.py", "ersm_core.py"} <= named
+    assert not named & {"judging.py", "baselines.py", "figures.py", "__main__.py"}
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
@@ -482,11 +477,10 @@ def test_another_kind_of_network_brings_its_own_parts(tmp_path):
     def prepare(images):
         return images[:256]
 
-    code = [Path(runs.__file__)]
-    parts = runs.Parts(build=build, sources=lambda e: code, prepare=prepare)
+    parts = runs.Parts(build=build, home=files.__file__, prepare=prepare)
     record = runs.run(TINY, parts=parts, root=tmp_path, progress=False)
     assert seen == [10]
-    assert list(record["sources"]) == ["ersm_lab/training/runs.py"]
+    assert list(record["sources"]) == ["ersm_lab/common/files.py"]
     assert "mask" not in record["metrics"]
     batches = -(-256 // TINY.config.train.batch_size)
     assert record["curve"][0]["steps"] <= batches

@@ -280,7 +280,7 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(kind, home, recor
     assert records.read(tiny(kind).name, root=home) == json.loads(json.dumps(record))
     assert record["config"]["dropped"] == kind
     names = {path.rpartition("/")[2] for path in record["sources"]}
-    assert {"variants.py", "ersm_core.py", "training.py", "shapes.py"} <= names
+    assert {"variants.py", "ersm_core.py", "loop.py", "shapes.py"} <= names
     model = variants.restore(tiny(kind), record, root=home)
     assert not any(module.training for module in model.modules())
     metrics = inference.evaluate(model, images())
