@@ -34,9 +34,7 @@ def before():
 
 def moved(before):
     """Which of them give something else now."""
-    return {
-        place for place, then in before.items() if standing.differences(then, measured(*place))
-    }
+    return {place for place, then in before.items() if standing.differences(then, measured(*place))}
 
 
 def test_the_same_code_gives_the_same_numbers_on_any_number_of_threads(before):
