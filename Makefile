@@ -47,7 +47,7 @@ lint: $(STAMP)  ## check the style of code and notebooks
 	$(PY) -m ruff format --check .
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist worksteal
 	$(PY) tools/test_notebooks.py
 
 probe: $(STAMP)  ## does the code still do what the records say? tiny runs of their settings tell
