@@ -36,7 +36,8 @@ $(STAMP): pyproject.toml
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12 setup" >&2; exit 1; }; \
 	    $(PYTHON) -m venv --clear $(VENV) || { echo "The virtual environment could not be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	fi
-	$(PY) -m pip install -e '.[book,test,experiments]'
+	$(PY) -m pip install --no-compile -e '.[book,test,experiments]'
+	@$(PY) -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip would use one
 	@pwd -P > $@
 
 data: $(STAMP)  ## find CIFAR-10, or download it; without it the textured shapes stand in
@@ -47,7 +48,7 @@ lint: $(STAMP)  ## check the style of code and notebooks
 	$(PY) -m ruff format --check .
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist worksteal
 	$(PY) tools/test_notebooks.py
 
 probe: $(STAMP)  ## does the code still do what the records say? tiny runs of their settings tell

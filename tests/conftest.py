@@ -16,6 +16,15 @@ def pytest_xdist_auto_num_workers(config):
     return allowed_cores()
 
 
+# Their tests start processes that import everything and train: they begin first, so that no worker is
+# left alone with one of them at the end.
+SLOW = ("test_workflow.py", "test_probes.py", "test_faults.py", "test_distributed.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW)
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 

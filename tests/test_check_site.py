@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import check_site
@@ -195,3 +197,23 @@ def test_a_page_with_problems_is_looked_at_twice_and_the_second_look_counts(monk
     assert "page: looked at once more, because of:\n  late\n" in capsys.readouterr().out
     looks = [Seen(problems=["late"]), Seen(problems=["broken"])]
     assert check_site.look_twice(None, "", "page").problems == ["broken"]
+
+
+def test_pages_are_looked_at_side_by_side_each_once(monkeypatch, capsys):
+    looks, together = [], threading.Barrier(2)
+
+    def check_page(browser, address, name, pictures):
+        looks.append((browser, name))
+        if len(looks) < 3:  # the first two are there at the same time, in two browsers
+            together.wait(60)
+        return Seen(equations=len(name))
+
+    browsers = iter("ab")
+    monkeypatch.setattr(check_site, "chromium", lambda _: nullcontext(next(browsers)))
+    monkeypatch.setattr(check_site, "check_page", check_page)
+    pages = ["x", "yy", "zzz"]
+    seen = check_site.look_side_by_side("", pages, Path(), program=None, jobs=2)
+    assert {name: found.equations for name, found in seen.items()} == {"x": 1, "yy": 2, "zzz": 3}
+    assert len({browser for browser, _ in looks[:2]}) == 2
+    assert sorted(name for _, name in looks) == pages
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -612,9 +612,11 @@ def said(*arguments, **variables):
     )
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["run", "--dry-run", "--dataset", "shapes"]])
-def test_an_output_that_nobody_reads_ends_without_a_traceback(arguments):
-    process = said(*arguments, PYTHONUNBUFFERED="1")
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["run", "--dry-run", "--dataset", "shapes", "--method", "dense"]]
+)
+def test_an_output_that_nobody_reads_ends_without_a_traceback(arguments, tmp_path):
+    process = said(*arguments, ERSM_HOME=str(tmp_path), PYTHONUNBUFFERED="1")
     process.stdout.close()
     assert process.wait(120) == 141
     assert process.stderr.read() == b""

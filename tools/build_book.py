@@ -40,7 +40,7 @@ def gather(root: Path, stage: Path) -> None:
         stage: the folder the book is built from; its notebooks/ stays as it is.
 
     Raises:
-        SystemExit: a page of _toc.yml is missing in the stage.
+        SystemExit: a page of _toc.yml is missing in the stage, or could not be made.
     """
     stage.mkdir(parents=True, exist_ok=True)
     for name in ("_config.yml", "_toc.yml"):
@@ -54,11 +54,14 @@ def gather(root: Path, stage: Path) -> None:
         dirs_exist_ok=True,
     )
     pages = list(parse_toc_yaml(stage / "_toc.yml"))
+    making = []  # side by side
     for page in GENERATED:
         target = stage / "book" / f"{page}.md"
         if f"book/{page}" in pages and not target.exists():
             command = [sys.executable, "-m", "ersm_lab", page, "--write", str(target)]
-            subprocess.run(command, cwd=root, check=True)
+            making.append(subprocess.Popen(command, cwd=root))
+    if any([process.wait() for process in making]):
+        sys.exit("A page was not made from the records: see the messages above.")
     missing = [
         page
         for page in pages

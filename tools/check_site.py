@@ -8,9 +8,10 @@ the keyboard, or need contrast, in light and in dark. On a phone nothing may be 
 unless it scrolls by itself. Pictures of every page go to _build/screenshots.
 
 A page with problems is looked at once more, and the second look counts: on a busy machine a browser
-may be late, a fault of the page is there again.
+may be late, a fault of the page is there again. Several pages are looked at at the same time, one a
+core, each in a browser of its own.
 
-    python tools/check_site.py [--chromium PATH] [PAGE ...]
+    python tools/check_site.py [--chromium PATH] [--jobs N] [PAGE ...]
 
 The exit status is 77 if nothing could be looked at, because there is no Chromium.
 """
@@ -20,13 +21,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from headless import TIMEOUT, NoBrowser, chromium, serving
 from sphinx_external_toc.parsing import parse_toc_yaml
+
+from ersm_lab.provenance import allowed_cores
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -322,6 +328,11 @@ def check_page(browser: Browser, address: str, name: str, pictures: Path | None 
     return seen
 
 
+def size(path: Path) -> int:
+    """How many bytes a file has; none if it is missing."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def look_twice(browser: Browser, address: str, name: str, pictures: Path | None = None) -> Seen:
     """Look at a page, and once more if there were problems: what the second look sees."""
     from playwright.sync_api import Error
@@ -335,10 +346,50 @@ def look_twice(browser: Browser, address: str, name: str, pictures: Path | None 
     seen = look()
     if not seen.problems:
         return seen
-    print(f"{name}: looked at once more, because of:")
-    for line in seen.problems:
-        print(f"  {line}", flush=True)
+    because = "".join(f"  {line}\n" for line in seen.problems)
+    print(f"{name}: looked at once more, because of:\n{because}", end="", flush=True)
     return look()
+
+
+def look_side_by_side(
+    address: str, pages: Sequence[str], pictures: Path, *, program: str | None, jobs: int
+) -> dict[str, Seen]:
+    """Look at several pages, some at the same time, and say of each what was seen.
+
+    Args:
+        address: where the book is served, without a slash at its end.
+        pages: as _toc.yml has them; they begin in this order, so the longest should come first.
+        pictures: the folder for screenshots.
+        program: the Chromium to use, as in `chromium`.
+        jobs: how many at once, each in a browser of its own.
+
+    Returns:
+        What was seen, by page.
+
+    Raises:
+        NoBrowser: as `chromium` does.
+    """
+    waiting: SimpleQueue[str | None] = SimpleQueue()
+    for name in [*pages, *[None] * jobs]:
+        waiting.put(name)
+
+    def look_on(_: int) -> list[tuple[str, Seen]]:
+        found = []
+        with chromium(program) as browser:
+            for name in iter(waiting.get, None):
+                begin = time.monotonic()
+                seen = look_twice(browser, address, name, pictures)
+                found.append((name, seen))
+                print(
+                    f"{name}: {seen.equations} equations, {seen.pictures} pictures, "
+                    f"{seen.sliders} sliders, {len(seen.problems)} problems, "
+                    f"{time.monotonic() - begin:.0f} s",
+                    flush=True,
+                )
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return dict(pair for found in pool.map(look_on, range(jobs)) for pair in found)
 
 
 def main() -> int:
@@ -348,35 +399,28 @@ def main() -> int:
     parser.add_argument("--html", type=Path, default=ROOT / "_build" / "html")
     parser.add_argument("--screenshots", type=Path, default=ROOT / "_build" / "screenshots")
     parser.add_argument("--chromium", help="the program; otherwise the one of the system")
+    parser.add_argument("--jobs", type=int, help="pages at the same time; default: one a core")
     parser.add_argument("page", nargs="*", help="only these pages, named as in _toc.yml")
     args = parser.parse_args()
     if not args.html.is_dir():
         sys.exit(f"{args.html} is not there: run 'make book' first")
     pages = args.page or list(parse_toc_yaml(ROOT / "_toc.yml"))
+    jobs = min(args.jobs or allowed_cores(), len(pages)) or 1
     args.screenshots.mkdir(parents=True, exist_ok=True)
-    problems: list[str] = []
-    opened = 0
     try:
-        with serving(args.html) as address, chromium(args.chromium) as browser:
-            print(f"Chromium {browser.version}, {len(pages)} pages")
-            for name in pages:
-                begin = time.monotonic()
-                seen = look_twice(browser, address, name, args.screenshots)
-                opened += 1
-                problems += [f"{name}: {line}" for line in seen.problems]
-                print(
-                    f"{name}: {seen.equations} equations, {seen.pictures} pictures, "
-                    f"{seen.sliders} sliders, {len(seen.problems)} problems, "
-                    f"{time.monotonic() - begin:.0f} s",
-                    flush=True,
-                )
+        print(f"{len(pages)} pages, {jobs} at the same time", flush=True)
+        with serving(args.html) as address:
+            settings = {"program": args.chromium, "jobs": jobs}
+            large_first = sorted(pages, key=lambda p: -size(args.html / f"{p}.html"))
+            looks = look_side_by_side(address, large_first, args.screenshots, **settings)
     except NoBrowser as reason:
         print(f"The book was NOT looked at in a browser. {reason}", file=sys.stderr)
         return SKIPPED
+    problems = [f"{name}: {line}" for name in pages for line in looks[name].problems]
     for line in problems:
         print(line, file=sys.stderr, flush=True)
-    print(f"{opened} pages, {len(problems)} problems; screenshots are in {args.screenshots}")
-    return 1 if problems or not opened else 0
+    print(f"{len(looks)} pages, {len(problems)} problems; screenshots are in {args.screenshots}")
+    return 1 if problems or not looks else 0
 
 
 if __name__ == "__main__":
