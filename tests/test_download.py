@@ -283,7 +283,7 @@ def test_what_an_archive_holds_takes_the_place_of_what_has_its_name(serve, tmp_p
 FETCH = """
 import sys
 from pathlib import Path
-from ersm_lab.download import Archive, fetch_archive
+from ersm_lab.images.download import Archive, fetch_archive
 url, md5, target = *sys.argv[1:3], Path(sys.argv[3])
 archive = Archive(file="tiny.tar.gz", md5=md5, urls=(url,))
 fetch_archive(archive, target, needed=lambda: not (target / "tiny").exists(), progress=False)

@@ -10,9 +10,8 @@ from ersm_lab import ledger, plan
 from ersm_lab.ledger import CLAIMS, Claim, Finding, better
 from ersm_lab.results import answer_bits, claims
 from ersm_lab.results.statistics import Difference
-from ersm_lab.training import runs
 
-ROOT = Path(runs.__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def gap(low, high, seeds=3):

@@ -87,9 +87,11 @@ def test_every_module_and_data_file_is_packaged():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ersm_lab").rglob("__init__.py")}
     assert {".".join(folder.parts) for folder in folders} == set(setuptools["packages"])
     assert all((ROOT / f"{module}.py").exists() for module in setuptools["py-modules"])
-    patterns = ["*.py", *setuptools["package-data"]["ersm_lab"]]
-    files = [path for path in (ROOT / "ersm_lab").iterdir() if path.is_file()]
-    assert [path.name for path in files if not any(map(path.match, patterns))] == []
+    for folder in folders:
+        data = setuptools["package-data"].get(".".join(folder.parts), [])
+        patterns = ["*.py", "README.md", *data]
+        files = [path for path in (ROOT / folder).iterdir() if path.is_file()]
+        assert [path.name for path in files if not any(map(path.match, patterns))] == []
 
 
 def test_what_the_library_imports_is_among_its_dependencies():

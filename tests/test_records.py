@@ -370,7 +370,7 @@ def test_what_is_hashed_is_the_text_of_the_code():
     ]
 
 
-@pytest.mark.parametrize("file", ["provenance.py", "__main__.py"])
+@pytest.mark.parametrize("file", ["results/provenance.py", "__main__.py"])
 def test_without_its_prose_the_code_still_means_the_same(file):
     text = (records.code_folder() / "ersm_lab" / file).read_text(encoding="utf-8")
     tree = ast.parse(text)

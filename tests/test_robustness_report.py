@@ -392,7 +392,7 @@ def test_kept_by_place_sees_what_the_mask_does_behind_the_square(images, masked,
             return 1 - (behind == 1).float()  # all dropped behind it, all kept elsewhere
         return torch.full_like(behind, 0.5)
 
-    monkeypatch.setattr(report.evaluation, "collect_masks", masks)
+    monkeypatch.setattr(report.inference, "collect_masks", masks)
     found = report.kept_by_place(masked, images, size=12, fill="black")
     assert {k: set(v.tolist()) for k, v in found.items()} == {
         "inside": {0.0},
