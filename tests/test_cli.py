@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import ersm_lab
+import ersm_lab.images
+import ersm_lab.training
 from ersm_lab import __main__
 from ersm_lab.__main__ import main
 from ersm_lab.results import provenance, records, standing
@@ -99,7 +101,7 @@ class Lab:
 def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     fake = Lab()
-    monkeypatch.setattr(ersm_lab, "experiments", fake, raising=False)
+    monkeypatch.setattr(ersm_lab.training, "experiments", fake, raising=False)
 
     def standings(found, *, outcomes=None):
         return [standing.of(record, outcomes=outcomes) for record in found]
@@ -584,7 +586,7 @@ def shelf(found, source):
     ],
 )
 def test_data_is_found_downloaded_or_replaced(monkeypatch, capsys, found, source, said):
-    monkeypatch.setattr(ersm_lab, "data", shelf(found, source), raising=False)
+    monkeypatch.setattr(ersm_lab.images, "data", shelf(found, source), raising=False)
     assert main(["data"]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text in said)
