@@ -91,7 +91,7 @@ def works() -> list[Work]:
     rows = [
         e
         for e in experiments.experiments("full", dataset="cifar10")
-        if not isinstance(e.config, PublishedConfig)
+        if not isinstance(e.config, PublishedConfig) and e.config.backbone != "resnet18"
     ]
     count = {}
     for settings in {e.config.backbone for e in rows}:

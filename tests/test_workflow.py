@@ -33,7 +33,7 @@ def place(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / part, folder / part)
     for part in ("ersm_core.py", "pyproject.toml"):
         shutil.copy2(ROOT / part, folder / part)
-    experiments = folder / "ersm_lab" / "experiments.py"
+    experiments = folder / "ersm_lab" / "training" / "experiments.py"
     few = 'IMAGES["smoke"], SHAPES_EPOCHS["smoke"] = 128, 20'
     text, found = re.subn("(?m)^TOLERANCE = ", f"{few}\\n\\g<0>", experiments.read_text())
     assert found == 1

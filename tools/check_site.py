@@ -29,9 +29,10 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ersm_lab.provenance import allowed_cores
 from headless import TIMEOUT, NoBrowser, chromium, serving
 from sphinx_external_toc.parsing import parse_toc_yaml
+
+from ersm_lab.results.provenance import allowed_cores
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
