@@ -82,7 +82,7 @@ SIGN_LAMBDAS = (0.01, 0.1, 1.0)
 
 def signs() -> dict[str, Setting]:
     """The pairwise term with either sign, by "pooling/form/lambda"; the rate is not searched."""
-    base = replace(OPEN, learning_rate=3e-3, epochs=30)
+    base = replace(OPEN, learning_rate=3e-3)
     forms = {
         "agreement": {"border": "mean"},
         "disagreement": {"border": "mean", "pairwise": "disagreement"},
@@ -93,7 +93,7 @@ def signs() -> dict[str, Setting]:
         "agreement, centred": {"border": "mean", "centred": True},
         "disagreement, centred": {"border": "mean", "centred": True, "pairwise": "disagreement"},
     }
-    found = {"no mask": replace(NO_MASK, learning_rate=3e-3, epochs=30)}
+    found = {"no mask": replace(NO_MASK, learning_rate=3e-3)}
     for pool, some in {"normalised": tuple(forms), "mean": tuple(forms)[:2]}.items():
         pooled = replace(base, pool=pool)
         found[f"{pool}/none/0"] = replace(pooled, lambda_unary=0.0, lambda_pair=0.0)
