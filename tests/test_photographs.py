@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 
 from ersm_core import EnergyMask, energy_loss
 from ersm_lab import data, object_masks
-from ersm_lab.photographs import backbones, features, measures, readers, sets, settings
+from ersm_lab.photographs import backbones, features, measures, perturbed, readers, sets, settings
 from ersm_lab.photographs.readers import Setting
 
 
@@ -346,3 +346,31 @@ def test_validation_chooses_by_accuracy_then_loss_and_sparse_by_what_is_kept():
     found = settings.chosen(told)
     assert found["no mask"] == "no mask/0.03" and found["released"] == "released/0.01/0"
     assert found["sparse"] == "released/0.01/0.1"
+
+
+# --- perturbed photographs -------------------------------------------------------------------------
+
+
+def test_a_square_covers_its_share_and_lies_on_the_object_if_asked():
+    pictures = torch.zeros(6, 3, 40, 40, dtype=torch.uint8)
+    on = torch.zeros(6, 40, 40, dtype=torch.bool)
+    on[:, 18:22, 18:22] = True
+    for size in perturbed.SIZES:
+        for place in ("random", "object"):
+            out = perturbed.occluded(pictures, on, size=size, place=place)
+            grey = (out == perturbed.GREY).all(1)  # (N, S, S)
+            share = grey.flatten(1).double().mean(1)  # (N,)
+            assert (share == share[0]).all() and share[0].item() == pytest.approx(size, abs=0.02)
+            if place == "object":
+                assert (grey & on).flatten(1).any(1).all()
+
+
+def test_an_object_keeps_its_pixels_on_the_ground_of_another_class():
+    pictures = torch.stack([torch.full((3, 20, 20), 10), torch.full((3, 20, 20), 200)]).byte()
+    on = torch.zeros(2, 20, 20, dtype=torch.bool)
+    on[0, 5:10, 5:10], on[1, 8:16, 2:9] = True, True
+    pictures[:, 0][on] = 90
+    out = perturbed.swapped(pictures, on, ~on, torch.tensor([0, 1]))
+    assert torch.equal(out[0][:, on[0]], pictures[0][:, on[0]])
+    assert (out[0][:, ~on[0]] == 200).all()  # also where the other picture's object was
+    assert (out[1][:, ~on[1]] == 10).all()

@@ -5,6 +5,7 @@ backbones   ImageNet weights, checked, and the layers whose maps are read
 features    maps of a frozen layer, computed once and kept under data/cache
 readers     many masks and linear heads trained side by side on the same batches
 measures    true masks of tokens, AUC, deletion, replaced masks
+perturbed   grey squares, swapped backgrounds
 settings    which settings are compared, and the families that a validation split chooses from
 study       the runs: their order, their records
 criteria.md what counts as an answer, committed before any test image was looked at

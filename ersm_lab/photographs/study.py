@@ -6,6 +6,8 @@
     grid       every setting of `settings.grid` and `ceiling_grid`, judged on validation splits
     final      what `grid` chose, trained on all training images; the test images are seen here
     sign       the pairwise term with either sign (`settings.signs`); nothing is chosen
+    robust     the readers of `final` behind grey squares and on swapped backgrounds
+    shapes     coherence in the book's small network on drawn shapes, which has no photographs
 
 One record a study, set and backbone, with all seeds inside:
 `laptop/photos-<set>/<backbone>-<study>/seed0`. A record that is there is left as it is, and what a
@@ -26,20 +28,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from ersm_lab import deletion, records, statistics
+from ersm_lab import data as lab_data
+from ersm_lab import deletion, experiments, records, statistics
 from ersm_lab.files import write_whole
-from ersm_lab.photographs import backbones, features, measures, readers, sets, settings
+from ersm_lab.photographs import backbones, features, measures, perturbed, readers, sets, settings
 from ersm_lab.photographs.features import Maps
 from ersm_lab.photographs.readers import Setting
 
-STUDIES = ("coherence", "grid", "final", "sign")
+STUDIES = ("coherence", "grid", "final", "sign", "robust")
 BACKBONES = ("lite0", "lite1")
 GRID_SEEDS, SEEDS = tuple(range(5)), tuple(range(10))
-SOURCES = ("backbones", "features", "measures", "readers", "sets", "settings", "study")
+SOURCES = ("backbones", "features", "measures", "readers", "sets", "settings")
+RECORDED = (
+    *SOURCES,
+    "perturbed",
+    "study",
+)  # sources that a record names; a seed depends on the first
 
 Values = Mapping[int, np.ndarray]  # {seed: (N,)}
 
@@ -71,25 +80,32 @@ def run(study: str, dataset: str, backbone: str, *, progress: bool = True) -> di
     except records.RecordNotFound:
         begun = time.perf_counter()
     network = _backbone(backbone)
-    kind = {"coherence": coherence, "grid": grid, "final": final, "sign": sign}[study]
-    config, metrics = kind(dataset, network, progress=progress)
+    kinds = {"coherence": coherence, "grid": grid, "final": final, "sign": sign, "robust": robust}
+    config, metrics = kinds[study](dataset, network, progress=progress)
+    config = {"weights": network.weights, "image_size": network.image_size, **config}
+    return keep(name, config, metrics, seconds=time.perf_counter() - begun)
+
+
+def keep(name: str, config: dict, metrics: dict, *, seconds: float) -> dict:
+    """Write a record of this study, without a curve, answers or weights, and read it."""
+    _, dataset, method, _ = name.split("/")
     lab = Path(__file__).parent
-    code = [lab / f"{source}.py" for source in SOURCES]
+    code = [lab / f"{source}.py" for source in RECORDED]
     code += [lab.parent.parent / "ersm_core.py", lab.parent / "statistics.py"]
     facts = records.provenance(code, device="cpu", precision="32-true")
     record = {
         **facts,
         "name": name,
-        "method": f"{backbone}-{study}",
-        "dataset": f"photos-{dataset}",
+        "method": method,
+        "dataset": dataset,
         "scale": "laptop",
         "seed": 0,
-        "config": {"weights": network.weights, "image_size": network.image_size, **config},
+        "config": config,
         "metrics": _short(metrics),
         "tolerance": {},
         "curve": [],
         "answers": None,
-        "seconds": {"train": time.perf_counter() - begun},
+        "seconds": {"train": seconds},
         "probe": None,
         "checkpoint": None,
     }
@@ -274,6 +290,126 @@ def sign(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple[
     return config | {"marked": int(test.marked.sum())}, metrics
 
 
+ASKED = ("no mask", "sparse", "released", "open", "attention", "hard")  # of claims (c) and (f)
+
+
+def robust(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple[dict, dict]:
+    """Accuracy under perturbations of the test images, of readers trained as in `final`.
+
+    A grey square is seen by all images, its place on the object and a swapped ground by those that
+    have a true mask.
+    """
+    told = records.read(name_of("grid", dataset, network.name))["metrics"]
+    picks = settings.chosen(told["grid"])
+    stack = {family: settings.grid()[picks[family]] for family in ASKED}
+    chosen = list(stack.values())
+    photos = sets.find(dataset)
+    train = features.cached(photos, "train", "last", network, progress=progress)
+    data = readers.frozen(train, chosen)
+    trained = {
+        seed: readers.train(chosen, data, classes=len(photos.classes), seed=seed)
+        for seed in tqdm(SEEDS, desc=f"{dataset}-{network.name}-robust", disable=not progress)
+    }
+    right = _perturbed_answers(trained, photos, network, progress=progress)
+    metrics: dict = {}
+    marked = right.pop("marked")
+    for condition, some in {
+        "random squares": slice(None),
+        "squares on the object": marked,
+        "swapped ground": marked,
+        "clean, marked": marked,
+    }.items():
+        values = {
+            name: {seed: right[condition][seed][number][some] for seed in SEEDS}
+            for number, name in enumerate(stack)
+        }
+        metrics[condition] = {name: {"accuracy": mean(value)} for name, value in values.items()}
+        for name in ASKED[1:]:
+            metrics[condition][name]["minus no mask"] = gap(values[name], values["no mask"])
+    return {"settings": stack, "seeds": SEEDS, "sizes": perturbed.SIZES}, metrics
+
+
+def _perturbed_answers(
+    trained: Mapping[int, readers.Readers],
+    photos: sets.PhotoSet,
+    network: backbones.Backbone,
+    *,
+    progress: bool,
+) -> dict:
+    """{condition: {seed: (K, N)}}, the mean over the sizes of squares, and which images are marked."""
+    size = network.image_size
+    pictures = torch.stack([features.picture(photo, size) for photo in photos.test])  # (N, 3, S, S)
+    shares = [features.true_shares(photo, photos.name, size) for photo in photos.test]
+    on, off = torch.stack(shares).nan_to_num(0).bool().unbind(1)  # (N, S, S)
+    labels = torch.tensor([photo.label for photo in photos.test])  # (N,)
+    marked = on.flatten(1).any(1) & off.flatten(1).any(1)  # (N,)
+    jobs = [
+        (name, functools.partial(perturbed.occluded, size=share, place=place))
+        for name, place in {"random squares": "random", "squares on the object": "object"}.items()
+        for share in perturbed.SIZES
+    ]
+    swap = perturbed.swapped(pictures[marked], on[marked], off[marked], labels[marked])
+    jobs.append(
+        ("swapped ground", lambda pictures, on: pictures.clone().index_copy(0, where, swap))
+    )
+    jobs.append(("clean, marked", lambda pictures, on: pictures))
+    where = marked.nonzero()[:, 0]
+    found: dict = {}
+    for name, change in tqdm(jobs, desc=f"{photos.name}, perturbed", disable=not progress):
+        changed = change(pictures, on)
+        tokens = torch.cat(
+            [
+                network.maps(features.normalised(part, network))["last"].half().float()
+                for part in changed.split(32)
+            ]
+        )  # (N, C, h, w)
+        rows = tokens.flatten(2).transpose(1, 2).contiguous()  # (N, T, C)
+        for seed, one in trained.items():
+            m = one.masks(one.logits(rows), rows.new_zeros(rows.shape[:2]))
+            answers = (
+                (one.scores(rows, m).argmax(2) == labels[:, None]).double().T.numpy()
+            )  # (K, N)
+            each = found.setdefault(name, {})
+            each[seed] = each.get(seed, 0) + answers
+    squares = ("random squares", "squares on the object")
+    for name in squares:
+        found[name] = {seed: value / len(perturbed.SIZES) for seed, value in found[name].items()}
+    return found | {"marked": marked.numpy()}
+
+
+def on_shapes(*, images: int = 500, seeds: Sequence[int] = (0, 1, 2)) -> dict:
+    """Coherence layer by layer in `ablation-dense`, trained end to end on drawn textured shapes.
+
+    Args:
+        images: of the test split.
+        seeds: of the recorded networks.
+
+    Returns:
+        The record `laptop/coherence-shapes/ablation-dense/seed0`.
+    """
+    begun = time.perf_counter()
+    test = lab_data.load("shapes", "test", limit=images)
+    both = torch.stack([test.masks, ~test.masks], 1).float()  # (N, 2, H, W)
+    layers = {name: name for name in ("stem", "group1", "group2", "group3")}
+    found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+    for seed in seeds:
+        experiment = experiments.find(f"laptop/shapes/ablation-dense/seed{seed}")
+        model = experiments.restore(experiment, records.read(experiment.name))
+        net = backbones.Backbone(name="small", network=model, layers=layers, image_size=32)
+        for layer, tokens in net.maps(test.normalise(test.images)).items():
+            on, off = F.adaptive_avg_pool2d(both, tuple(tokens.shape[2:])).unbind(1)  # (N, h, w)
+            maps = Maps(tokens=tokens, labels=test.labels, on=on, off=off)
+            for name, auc in measures.untrained(maps).items():
+                found.setdefault(layer, {}).setdefault(name, {})[seed] = auc.numpy()
+    metrics = {
+        layer: {name: mean(values) for name, values in ranked.items()}
+        for layer, ranked in found.items()
+    }
+    config = {"network": "laptop/shapes/ablation-dense", "seeds": tuple(seeds), "images": images}
+    name = "laptop/coherence-shapes/ablation-dense/seed0"
+    return keep(name, config, metrics, seconds=time.perf_counter() - begun)
+
+
 # --- seeds -----------------------------------------------------------------------------------------
 
 
@@ -329,7 +465,7 @@ def _seeds(
 ) -> dict[int, dict[str, Tensor]]:
     """What each seed found; kept under data/cache, so that a stopped run goes on with the next seed."""
     lab = Path(__file__).parent
-    code, _ = records.source_hash([lab / f"{name}.py" for name in SOURCES[:-1]])
+    code, _ = records.source_hash([lab / f"{name}.py" for name in SOURCES])
     told = json.dumps([code, records.plain(dict(stack))])
     digest = hashlib.sha256(told.encode()).hexdigest()[:12]
     folder = records.home() / "data" / "cache" / "photographs" / "seeds"
@@ -374,7 +510,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=sets.SETS, choices=sets.SETS, dest="sets")
     parser.add_argument("--backbone", nargs="+", default=BACKBONES, choices=backbones.NAMES)
     options = parser.parse_args(arguments)
-    for study in options.studies:
+    if "shapes" in options.studies:
+        on_shapes()
+    for study in (name for name in options.studies if name != "shapes"):
         for backbone in options.backbone:
             for dataset in options.sets:
                 record = run(study, dataset, backbone)
