@@ -12,7 +12,17 @@ pytest.importorskip("timm")
 
 from ersm_core import EnergyMask, energy_loss
 from ersm_lab import data, object_masks
-from ersm_lab.photographs import backbones, features, measures, perturbed, readers, sets, settings
+from ersm_lab.photographs import (
+    backbones,
+    coherence,
+    features,
+    measures,
+    perturbed,
+    readers,
+    sets,
+    settings,
+    verdicts,
+)
 from ersm_lab.photographs.readers import Setting
 
 
@@ -374,3 +384,90 @@ def test_an_object_keeps_its_pixels_on_the_ground_of_another_class():
     assert torch.equal(out[0][:, on[0]], pictures[0][:, on[0]])
     assert (out[0][:, ~on[0]] == 200).all()  # also where the other picture's object was
     assert (out[1][:, ~on[1]] == 10).all()
+
+
+# --- coherence -------------------------------------------------------------------------------------
+
+
+def test_cosines_of_neighbours_against_a_slow_loop():
+    maps = maps_of((3, 6, 4, 5))
+    found = coherence.neighbour_cosines(maps)
+    unit = F.normalize(maps.tokens.float(), dim=1)
+    for n in range(3):
+        values = {name: [] for name in found}
+        for i, j in np.ndindex(4, 5):
+            for k, m in ((i + 1, j), (i, j + 1)):
+                if k < 4 and m < 5:
+                    cosine = (unit[n, :, i, j] @ unit[n, :, k, m]).item()
+                    on = [maps.on[n, i, j] > 0.5, maps.on[n, k, m] > 0.5]
+                    off = [maps.off[n, i, j] > 0.5, maps.off[n, k, m] > 0.5]
+                    if all(on):
+                        values["object"].append(cosine)
+                    elif all(off):
+                        values["ground"].append(cosine)
+                    elif any(on) and any(off):
+                        values["across"].append(cosine)
+        for name, each in values.items():
+            assert found[name][n].item() == pytest.approx(np.mean(each), abs=1e-5)
+
+
+def test_the_shared_part_is_the_mean_cosine_of_tokens_of_one_length():
+    rng = torch.Generator().manual_seed(0)
+    tokens = F.normalize(torch.randn(2, 6, 4, 5, generator=rng) + 1, dim=1)
+    on = torch.zeros(2, 4, 5)
+    on[:, 1:3, 1:4] = 1
+    maps = features.Maps(tokens=tokens, labels=torch.zeros(2).long(), on=on, off=1 - on)
+    for name, share in {"object": on, "ground": 1 - on}.items():
+        for n in range(2):
+            some = tokens[n][:, share[n] > 0.5]  # (C, P)
+            cosines = some.T @ some
+            count = len(cosines)
+            mean = (cosines.sum() - cosines.trace()) / (count * (count - 1))
+            torch.testing.assert_close(coherence.shared_part(maps)[name][n], mean)
+
+
+# --- verdicts --------------------------------------------------------------------------------------
+
+
+def interval(low, mean, high):
+    return {"low": low, "mean": mean, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("gap", "told"),
+    [
+        (interval(-0.9, -0.2, 0.5), "preserved"),
+        (interval(-3.0, -2.0, -1.0), "lost"),
+        (interval(-1.4, -0.8, -0.2), "open"),
+        (interval(-3.0, -1.2, 0.6), "open"),
+    ],
+)
+def test_accuracy_is_preserved_within_a_point(gap, told):
+    assert verdicts.preserved({"accuracy minus no mask": gap})[0] == told
+
+
+def test_a_mask_is_adaptive_only_if_anothers_costs_a_point():
+    def row(cost, most):
+        return {"cost of another's mask": cost, "kept": {"most": most}}
+
+    assert verdicts.adaptive(row(interval(0.5, 1.5, 2.5), 0.5)) == ("sparse and adaptive", 1)
+    assert verdicts.adaptive(row(interval(0.1, 0.6, 1.5), 0.5)) == ("open", 0)
+    assert verdicts.adaptive(row(interval(-0.4, 0.2, 0.8), 0.5)) == ("not adaptive", -1)
+    assert verdicts.adaptive(row(interval(0.5, 1.5, 2.5), 0.8)) == ("not sparse", -1)
+
+
+def test_one_worse_rival_is_enough_and_all_must_be_beaten():
+    better, open_, worse = interval(1, 2, 3), interval(-1, 1, 3), interval(-3, -2, -1)
+    for gaps, told in (
+        ((better,) * 3, 1),
+        ((better, open_, better), 0),
+        ((better, worse, better), -1),
+    ):
+        row = {"auc minus": dict(zip(verdicts.RIVALS, gaps, strict=True))}
+        assert verdicts.finds(row)[1] == told
+
+
+def test_over_all_cells():
+    assert verdicts.overall([1, 1]) == "reproduced" and verdicts.overall([1, 0]) == "open"
+    assert verdicts.overall([0, -1]) == "not reproduced" and verdicts.overall([1, -1]) == "mixed"
+    assert verdicts.counted([1, 0, -1]) == "mixed: 1 for, 1 against, 1 open"

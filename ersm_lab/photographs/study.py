@@ -37,6 +37,7 @@ from ersm_lab import data as lab_data
 from ersm_lab import deletion, experiments, records, statistics
 from ersm_lab.files import write_whole
 from ersm_lab.photographs import backbones, features, measures, perturbed, readers, sets, settings
+from ersm_lab.photographs.coherence import neighbour_cosines, shared_part
 from ersm_lab.photographs.features import Maps
 from ersm_lab.photographs.readers import Setting
 
@@ -144,7 +145,22 @@ def coherence(dataset: str, network: backbones.Backbone, *, progress: bool) -> t
                 rows["agreement minus norm"] = gap({0: auc["agreement"]}, {0: auc["norm"]})
                 rows["agreement minus centre"] = gap({0: auc["agreement"]}, {0: auc["centre"]})
                 metrics.setdefault(f"{kind}, {layer}", {})[where] = rows
+            metrics[f"{kind}, {layer}"] |= _regions(parts)
     return {"layers": network.layers, "images": "train and test"}, metrics
+
+
+def _regions(parts: Sequence[Maps]) -> dict:
+    """Mean cosines of neighbours, and shared parts, of object and ground."""
+    out: dict = {}
+    for kind, measure in {
+        "cosine": neighbour_cosines,
+        "shared": shared_part,
+    }.items():
+        each = [measure(maps[maps.marked]) for maps in parts]
+        found = {name: torch.cat([one[name] for one in each]).double().numpy() for name in each[0]}
+        out[kind] = {name: mean({0: value}) for name, value in found.items()}
+        out[kind]["object minus ground"] = gap({0: found["object"]}, {0: found["ground"]})
+    return out
 
 
 def grid(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple[dict, dict]:
@@ -399,8 +415,11 @@ def on_shapes(*, images: int = 500, seeds: Sequence[int] = (0, 1, 2)) -> dict:
         for layer, tokens in net.maps(test.normalise(test.images)).items():
             on, off = F.adaptive_avg_pool2d(both, tuple(tokens.shape[2:])).unbind(1)  # (N, h, w)
             maps = Maps(tokens=tokens, labels=test.labels, on=on, off=off)
-            for name, auc in measures.untrained(maps).items():
-                found.setdefault(layer, {}).setdefault(name, {})[seed] = auc.numpy()
+            told = measures.untrained(maps)
+            told |= {f"cosine, {name}": value for name, value in neighbour_cosines(maps).items()}
+            told |= {f"shared, {name}": value for name, value in shared_part(maps).items()}
+            for name, value in told.items():
+                found.setdefault(layer, {}).setdefault(name, {})[seed] = value.double().numpy()
     metrics = {
         layer: {name: mean(values) for name, values in ranked.items()}
         for layer, ranked in found.items()
