@@ -11,16 +11,18 @@ from PIL import Image
 pytest.importorskip("timm")
 
 from ersm_core import EnergyMask, energy_loss
-from ersm_lab import data, object_masks
+from ersm_lab import data, object_masks, records, standing
 from ersm_lab.photographs import (
     backbones,
     coherence,
     features,
     measures,
     perturbed,
+    probe,
     readers,
     sets,
     settings,
+    study,
     verdicts,
 )
 from ersm_lab.photographs.readers import Setting
@@ -471,3 +473,35 @@ def test_over_all_cells():
     assert verdicts.overall([1, 1]) == "reproduced" and verdicts.overall([1, 0]) == "open"
     assert verdicts.overall([0, -1]) == "not reproduced" and verdicts.overall([1, -1]) == "mixed"
     assert verdicts.counted([1, 0, -1]) == "mixed: 1 for, 1 against, 1 open"
+
+
+# --- records ---------------------------------------------------------------------------------------
+
+
+def test_a_probe_is_the_same_again_and_sees_a_changed_formula(monkeypatch):
+    first = probe.take()[probe.ID]
+    assert standing.disagreement(first, probe.take()[probe.ID]) == ""
+    monkeypatch.setattr(readers, "WEIGHT_DECAY", 0.5)
+    assert "norm of head" in standing.disagreement(first, probe.take()[probe.ID])
+
+
+def test_a_study_of_made_up_photographs_writes_records_and_goes_on_where_it_was(home, monkeypatch):
+    made_up(home, count=12)
+    net = backbones.load("lite0", pretrained=False)
+    monkeypatch.setattr(study, "_backbone", lambda name: net)
+    monkeypatch.setattr(study, "GRID_SEEDS", (0, 1))
+    monkeypatch.setattr(study, "SEEDS", (0, 1))
+    few = settings.grid()
+    keep = ("no mask", "as released", "as written", "open/0.01/0", "attention/0.01/0")
+    keep += ("released/0.01/0", "written/0.01/0", "hard/0.01/0")
+    few = {name: s for name, s in few.items() if name.startswith(keep)}
+    monkeypatch.setattr(settings, "grid", lambda: few)
+    for name in ("grid", "final", "robust"):
+        record = study.run(name, "pets3", "lite0", progress=False)
+        assert records.validated(record)["config"]["weights"] == "random"
+    final = record = records.read(study.name_of("final", "pets3", "lite0"))["metrics"]
+    told = records.read(study.name_of("grid", "pets3", "lite0"))["metrics"]["grid"]
+    assert set(told) == set(few) and "sparse" in final
+    assert final["open"]["accuracy"]["low"] <= final["open"]["accuracy"]["mean"]
+    monkeypatch.setattr(study, "_answers", None)  # a record that is there is left as it is
+    assert study.run("final", "pets3", "lite0", progress=False)["metrics"] == record

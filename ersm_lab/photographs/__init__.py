@@ -8,6 +8,7 @@ measures    true masks of tokens, AUC, deletion, replaced masks
 coherence   why neighbours agree: the part of a token that its region shares
 perturbed   grey squares, swapped backgrounds
 settings    which settings are compared, and the families that a validation split chooses from
+probe       what this code does, in numbers that its records hold
 study       the runs: their order, their records
 verdicts    what the records say to each criterion, and the chapter's tables
 criteria.md what counts as an answer, committed before any test image was looked at

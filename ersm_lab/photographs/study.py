@@ -36,7 +36,16 @@ from tqdm import tqdm
 from ersm_lab import data as lab_data
 from ersm_lab import deletion, experiments, records, statistics
 from ersm_lab.files import write_whole
-from ersm_lab.photographs import backbones, features, measures, perturbed, readers, sets, settings
+from ersm_lab.photographs import (
+    backbones,
+    features,
+    measures,
+    perturbed,
+    probe,
+    readers,
+    sets,
+    settings,
+)
 from ersm_lab.photographs.coherence import neighbour_cosines, shared_part
 from ersm_lab.photographs.features import Maps
 from ersm_lab.photographs.readers import Setting
@@ -107,7 +116,7 @@ def keep(name: str, config: dict, metrics: dict, *, seconds: float) -> dict:
         "curve": [],
         "answers": None,
         "seconds": {"train": seconds},
-        "probe": None,
+        "probe": probe.take(),
         "checkpoint": None,
     }
     records.write(record)
@@ -502,14 +511,17 @@ def _seeds(
 
 def mean(values: Values) -> dict:
     """Mean in percent with its 95 % interval, and the seeds' own; images without a value left out."""
-    return gap(values, {seed: np.zeros(len(value)) for seed, value in values.items()})
+    found = statistics.paired(
+        values, {seed: np.zeros(len(value)) for seed, value in values.items()}
+    )
+    out = {"mean": found.mean, "low": found.low, "high": found.high}
+    return out | ({"by_seed": list(found.by_seed)} if len(found.seeds) > 1 else {})
 
 
 def gap(method: Values, base: Values) -> dict:
-    """Mean paired difference in percentage points with its 95 % interval, and the seeds' own."""
+    """Mean paired difference in percentage points with its 95 % interval."""
     found = statistics.paired(method, base)
-    out = {"mean": found.mean, "low": found.low, "high": found.high}
-    return out | ({"by_seed": list(found.by_seed)} if len(found.seeds) > 1 else {})
+    return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def _short(value):
