@@ -287,6 +287,37 @@ def test_normalised_pooling_does_not_see_the_scale_of_the_mask():
     )
 
 
+def test_a_constant_price_has_the_size_of_the_published_and_no_pattern():
+    maps = maps_of((4, 8, 4, 5))
+    published, constant = Setting(border="mean"), Setting(border="mean", pairwise="constant")
+    price = readers.prices(maps.tokens.float(), [published, constant])  # (N, T, 2)
+    assert price[..., 1].std() < 1e-6 < price[..., 0].std()
+    torch.testing.assert_close(price[..., 0].mean(), price[..., 1].mean())
+
+
+def test_with_the_mean_token_as_origin_the_mean_logit_is_the_bias():
+    maps = maps_of((40, 8, 4, 5))
+    chosen = [Setting(bias=0.5, origin="mean"), Setting(bias=0.5)]
+    data_ = readers.frozen(maps, chosen)
+    middle = readers.mean_token(data_.tokens)
+    shape = {"channels": 8, "positions": 20, "classes": 3, "seed": 0, "middle": middle}
+    z = readers.Readers(chosen, **shape).logits(data_.tokens)  # (N, T, K)
+    assert z[..., 0].mean().item() == pytest.approx(0.5, abs=1e-5) != z[..., 1].mean().item()
+    difference = z[..., 0] - z[..., 1]  # one number for all tokens: the order is the same
+    assert difference.std() < 1e-6
+
+
+def test_pressure_closes_first_what_is_typical():
+    maps = maps_of((64, 8, 4, 5))
+    base = {"bias": 0.0, "train_bias": "one", "pairwise": "constant", "pool": "normalised"}
+    chosen = [Setting(lambda_pair=weight, learning_rate=0.02, **base) for weight in (0.0, 1.0)]
+    data_ = readers.frozen(maps, chosen)
+    z = readers.train(chosen, data_, classes=3, seed=0).logits(data_.tokens)  # (N, T, 2)
+    typical = F.normalize(data_.tokens, dim=2) @ readers.mean_token(data_.tokens)  # (N, T)
+    both = torch.stack([(z[..., 1] - z[..., 0]).flatten(), typical.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.5
+
+
 def test_agreement_against_a_slow_loop():
     tokens = torch.randn(2, 5, 3, 4, dtype=torch.float64)
     for neighbourhood in (4, 8):

@@ -54,6 +54,22 @@ def untrained(maps: Maps, *, inner: bool = False) -> dict[str, Tensor]:
     return {name: token_auc(value[:, cut, cut], on, off) for name, value in ranked.items()}
 
 
+def closed_first(maps: Maps, middle: Tensor) -> dict[str, Tensor]:
+    """AUC of what a pressure without a pattern should close first, each (N,).
+
+    The slope of sum m in w is -sum m (1 - m) p^: descent moves w towards the mean token, and Adam, which
+    moves every weight alike, along its signs. So z rises most where p^ is near the mean token
+    ("typical"), and where its channels add up to much ("dense", ||p^||_1 of a map without negatives).
+
+    Args:
+        maps: of the images.
+        middle: (C,), `readers.mean_token` of the training images.
+    """
+    unit = F.normalize(maps.tokens.float(), dim=1)  # (N, C, h, w)
+    ranked = {"typical": torch.einsum("nchw,c->nhw", unit, middle), "dense": unit.sum(1)}
+    return {name: token_auc(value, maps.on, maps.off) for name, value in ranked.items()}
+
+
 def outcomes(
     readers: Readers, data: Frozen, maps: Maps, *, seed: int, middle: Tensor | None = None
 ) -> dict[str, Tensor]:

@@ -42,13 +42,15 @@ class Setting:
         bias: start of b; 6 is nearly closed.
         train_bias: "no" (as released), "one" for all positions, "positions" one for each (as written).
         lambda_unary, lambda_pair: weights of the two energies.
-        pairwise: "agreement" as published, "disagreement" with the sign turned.
+        pairwise: "agreement" as published, "disagreement" with the sign turned, "constant" the mean
+            price of the published form for every token: pressure without a pattern.
         neighbourhood: 4 or 8.
         border: "sum" over the neighbours there are, as published; "mean" of them times the
             neighbourhood, so that missing ones make no token cheap.
         centred: the mean agreement of the image is subtracted first.
         pool: "mean" as published, "normalised" by the sum of the mask.
         hard: a 0/1 mask.
+        origin: "zero" as published; "mean": the logit reads p^ minus the mean p^ of the training tokens.
         learning_rate: of AdamW, for mask and head.
         epochs: of the whole stack.
     """
@@ -64,14 +66,16 @@ class Setting:
     centred: bool = False
     pool: str = "mean"
     hard: bool = False
+    origin: str = "zero"
     learning_rate: float = 1e-3
     epochs: int = 20
 
     def __post_init__(self) -> None:
         checks.choice("mask", self.mask, ("learned", "none", "true"))
         checks.choice("train_bias", self.train_bias, ("no", "one", "positions"))
-        checks.choice("pairwise", self.pairwise, ("agreement", "disagreement"))
+        checks.choice("pairwise", self.pairwise, ("agreement", "disagreement", "constant"))
         checks.choice("border", self.border, ("sum", "mean"))
+        checks.choice("origin", self.origin, ("zero", "mean"))
         checks.choice("pool", self.pool, ("mean", "normalised"))
 
     @property
@@ -126,7 +130,8 @@ def prices(tokens: Tensor, settings: Sequence[Setting]) -> Tensor:
             pairwise, neighbourhood, border, centred = setting.price
             a = agreement(tokens, neighbourhood=neighbourhood, border=border).flatten(1)  # (N, h w)
             a = a - a.mean(1, keepdim=True) if centred else a
-            known[setting.price] = F.softplus(a if pairwise == "agreement" else -a)
+            price = F.softplus(-a if pairwise == "disagreement" else a)  # (N, h w)
+            known[setting.price] = price.mean().expand_as(a) if pairwise == "constant" else price
     return torch.stack([known[setting.price] for setting in settings], 2)  # (N, h w, K)
 
 
@@ -139,10 +144,18 @@ class Readers(nn.Module):
         positions: N.
         classes: Q of the heads.
         seed: of the start, the same for all.
+        middle: (C,), the mean p^ for those whose origin it is; None is zero.
     """
 
     def __init__(
-        self, settings: Sequence[Setting], *, channels: int, positions: int, classes: int, seed: int
+        self,
+        settings: Sequence[Setting],
+        *,
+        channels: int,
+        positions: int,
+        classes: int,
+        seed: int,
+        middle: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.settings = tuple(settings)
@@ -170,6 +183,9 @@ class Readers(nn.Module):
         }
         for name, values in per_setting.items():
             self.register_buffer(name, torch.tensor(values))  # (K,)
+        moved = torch.tensor([float(s.origin == "mean") for s in settings])  # (K,)
+        middle = torch.zeros(channels) if middle is None else middle
+        self.register_buffer("origin", middle[:, None] * moved)  # (C, K)
         self.register_buffer("lambda_unary", torch.tensor([s.lambda_unary for s in settings]))
         self.register_buffer("lambda_pair", torch.tensor([s.lambda_pair for s in settings]))
 
@@ -177,7 +193,8 @@ class Readers(nn.Module):
         """z (B, N, K) of tokens (B, N, C)."""
         bias = torch.stack([b.expand(tokens.shape[1]) for b in self.bias], 1)  # (N, K)
         scale = 1 / tokens.norm(dim=2, keepdim=True).clamp_min(1e-6)  # (B, N, 1)
-        return tokens @ torch.stack(list(self.weight), 1) * scale + bias  # (B, N, K)
+        weight = torch.stack(list(self.weight), 1)  # (C, K)
+        return tokens @ weight * scale - (self.origin * weight).sum(0) + bias  # (B, N, K)
 
     def masks(self, z: Tensor, on: Tensor) -> Tensor:
         """m (B, N, K) of logits (B, N, K) and of the objects' shares (B, N), for those that see them."""
@@ -239,6 +256,13 @@ def frozen(maps: Maps, settings: Sequence[Setting]) -> Frozen:
     )
 
 
+def mean_token(tokens: Tensor) -> Tensor:
+    """Mean of p^ over all tokens (N, T, C), (C,)."""
+    return torch.stack([F.normalize(part, dim=2).sum((0, 1)) for part in tokens.split(256)]).sum(
+        0
+    ) / (tokens.shape[0] * tokens.shape[1])
+
+
 def train(
     settings: Sequence[Setting],
     data: Frozen,
@@ -259,6 +283,8 @@ def train(
     (epochs,) = {setting.epochs for setting in settings}
     index = torch.arange(len(data.labels)) if index is None else index
     shape = {"channels": data.tokens.shape[2], "positions": data.tokens.shape[1]}
+    if any(setting.origin == "mean" for setting in settings):
+        shape["middle"] = mean_token(data.tokens[index])
     readers = Readers(settings, classes=classes, seed=seed, **shape)
     groups = [
         {"params": list(parts), "lr": setting.learning_rate}

@@ -103,3 +103,24 @@ def signs() -> dict[str, Setting]:
             for form in some:
                 found[f"{pool}/{form}/{weight:g}"] = replace(equal, **forms[form])
     return found
+
+
+def closings() -> dict[str, Setting]:
+    """Pressure with a pattern and without, by "origin/form/lambda"; normalised pooling, as `signs`."""
+    base = replace(OPEN, learning_rate=3e-3, pool="normalised", border="mean")
+    forms = {
+        "constant": {"pairwise": "constant"},
+        "agreement": {},
+        "disagreement": {"pairwise": "disagreement"},
+        "agreement, centred": {"centred": True},
+        "disagreement, centred": {"centred": True, "pairwise": "disagreement"},
+    }
+    found = {}
+    for origin in ("zero", "mean"):
+        moved = replace(base, origin=origin)
+        found[f"{origin}/none/0"] = replace(moved, lambda_unary=0.0, lambda_pair=0.0)
+        for weight in SIGN_LAMBDAS[1:]:
+            for form, change in forms.items():
+                equal = replace(moved, lambda_unary=weight, lambda_pair=weight)
+                found[f"{origin}/{form}/{weight:g}"] = replace(equal, **change)
+    return found

@@ -6,6 +6,7 @@
     grid       every setting of `settings.grid` and `ceiling_grid`, judged on validation splits
     final      what `grid` chose, trained on all training images; the test images are seen here
     sign       the pairwise term with either sign (`settings.signs`); nothing is chosen
+    closing    pressure with a pattern and without (`settings.closings`), asked for by what `sign` found
     robust     the readers of `final` behind grey squares and on swapped backgrounds
     shapes     coherence in the book's small network on drawn shapes, which has no photographs
 
@@ -50,7 +51,7 @@ from ersm_lab.photographs.coherence import neighbour_cosines, shared_part
 from ersm_lab.photographs.features import Maps
 from ersm_lab.photographs.readers import Setting
 
-STUDIES = ("coherence", "grid", "final", "sign", "robust")
+STUDIES = ("coherence", "grid", "final", "sign", "closing", "robust")
 BACKBONES = ("lite0", "lite1")
 GRID_SEEDS, SEEDS = tuple(range(5)), tuple(range(10))
 SOURCES = ("backbones", "features", "measures", "readers", "sets", "settings")
@@ -90,7 +91,8 @@ def run(study: str, dataset: str, backbone: str, *, progress: bool = True) -> di
     except records.RecordNotFound:
         begun = time.perf_counter()
     network = _backbone(backbone)
-    kinds = {"coherence": coherence, "grid": grid, "final": final, "sign": sign, "robust": robust}
+    kinds = {"coherence": coherence, "grid": grid, "final": final, "sign": sign}
+    kinds |= {"closing": closing, "robust": robust}
     config, metrics = kinds[study](dataset, network, progress=progress)
     config = {"weights": network.weights, "image_size": network.image_size, **config}
     return keep(name, config, metrics, seconds=time.perf_counter() - begun)
@@ -311,6 +313,37 @@ def sign(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple[
             row["auc minus lambda 0"] = gap(of("auc", name), of("auc", f"{pool}/none/0"))
             row["auc minus unary"] = gap(of("auc", name), of("auc", f"{pool}/unary/{weight}"))
         metrics[name] = row
+    config = {"settings": stack, "seeds": SEEDS, "test_images": len(test)}
+    return config | {"marked": int(test.marked.sum())}, metrics
+
+
+def closing(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple[dict, dict]:
+    """AUC of -z on the test images under pressure without a pattern, and what it should close first."""
+    stack = settings.closings()
+    names = list(stack)
+    photos = sets.find(dataset)
+    train, test = (
+        features.cached(photos, part, "last", network, progress=progress)
+        for part in ("train", "test")
+    )
+    task = f"{dataset}-{network.name}-closing"
+    each = _answers(stack, train, test, len(photos.classes), task, progress, more=False)
+
+    def of(name: str) -> Values:
+        return {seed: one["auc"][names.index(name)].double().numpy() for seed, one in each.items()}
+
+    middle = readers.mean_token(train.tokens.float().flatten(2).transpose(1, 2))
+    metrics: dict = {
+        name: mean({0: value.numpy()})
+        for name, value in measures.closed_first(test, middle).items()
+    }
+    half = {seed: np.full(len(test), 0.5) for seed in SEEDS}
+    for name in names:
+        origin, form, weight = name.split("/")
+        metrics[name] = {"auc": mean(of(name)), "auc minus half": gap(of(name), half)}
+        if form != "none":
+            metrics[name]["auc minus lambda 0"] = gap(of(name), of(f"{origin}/none/0"))
+            metrics[name]["auc minus constant"] = gap(of(name), of(f"{origin}/constant/{weight}"))
     config = {"settings": stack, "seeds": SEEDS, "test_images": len(test)}
     return config | {"marked": int(test.marked.sum())}, metrics
 
