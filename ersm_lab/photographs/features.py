@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -131,6 +130,8 @@ def cached(
         backbone: frozen.
         progress: show a bar if they are computed.
     """
+    from safetensors.torch import save  # of the extra `photographs`, as timm
+
     chosen = getattr(photos, part)
     path = _path(photos.name, part, chosen, backbone)
     files = {name: path.with_name(f"{path.name}-{name}.safetensors") for name in backbone.layers}
@@ -153,6 +154,8 @@ def _path(name: str, part: str, chosen: Sequence[Photo], backbone: Backbone) -> 
 
 
 def _read(path: Path) -> Maps | None:
+    from safetensors.torch import load_file
+
     seal = path.with_suffix(".sha256")
     if not (path.is_file() and seal.is_file()):
         return None

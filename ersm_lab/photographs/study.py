@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -525,6 +524,8 @@ def _seeds(
     progress: bool,
 ) -> dict[int, dict[str, Tensor]]:
     """What each seed found; kept under data/cache, so that a stopped run goes on with the next seed."""
+    from safetensors.torch import load_file, save  # of the extra `photographs`
+
     lab = Path(__file__).parent
     code, _ = records.source_hash([lab / f"{name}.py" for name in SOURCES])
     told = json.dumps([code, records.plain(dict(stack))])

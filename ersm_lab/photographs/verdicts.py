@@ -142,7 +142,7 @@ def claims_table() -> Table:
 
 
 def sign_questions() -> dict[str, dict[Cell, int]]:
-    """Questions 1 to 5 of criteria.md: of every cell 1, -1 or 0."""
+    """Questions 1 to 10 of criteria.md but 6: of every cell 1, -1 or 0."""
     answers: dict[str, dict[Cell, int]] = {}
 
     def say(question: str, cell: Cell, *gaps: Mapping) -> None:
@@ -170,6 +170,21 @@ def sign_questions() -> dict[str, dict[Cell, int]]:
         ):
             gap = metrics[f"normalised/{form}/1"]["auc minus unary"]
             say(question, cell, _turned(gap, turn))
+    for cell, metrics in of("closing").items():
+        one = metrics["zero/constant/1"]
+        say("7 pressure alone turns to the ground", cell, _turned(one["auc minus half"], -1))
+        pattern = metrics["zero/agreement/1"]["auc minus constant"]
+        say("8 the pattern adds to it", cell, _turned(pattern, -1))
+        say("9a the object is typical", cell, _minus_half(metrics["typical"]))
+        say("9b the object is dense", cell, _minus_half(metrics["dense"]))
+        held = metrics["mean/constant/1"]["auc minus half"]
+        say("10a without the mean token pressure holds", cell, held)
+        for question, form, turn in (
+            ("10b there the published sign drops the object", "agreement, centred", -1),
+            ("10c there the turned sign keeps it", "disagreement, centred", 1),
+        ):
+            gap = metrics[f"mean/{form}/1"]["auc minus constant"]
+            say(question, cell, _turned(gap, turn))
     return answers
 
 
@@ -183,10 +198,16 @@ def _turned(gap: Mapping, sign: int) -> dict:
     return {"mean": -gap["mean"], "low": -gap["high"], "high": -gap["low"]}
 
 
-def sign_table() -> Table:
-    """The questions in rows; in how many cells yes, no, open."""
+def sign_table(numbers: Sequence[str]) -> Table:
+    """Questions in rows; in how many cells yes, no, open.
+
+    Args:
+        numbers: of the questions in criteria.md, such as "7" and "10".
+    """
     rows = []
     for question, cells in sign_questions().items():
+        if question.split()[0].rstrip("abc") not in numbers:
+            continue
         values = list(cells.values())
         yes, no = sum(v > 0 for v in values), sum(v < 0 for v in values)
         rows.append([question, str(yes), str(no), str(len(values) - yes - no)])
