@@ -24,13 +24,14 @@ def token_auc(values: Tensor, on: Tensor, off: Tensor) -> Tensor:
     Returns:
         float64; NaN where an image has no true mask, no object or no ground.
     """
-    v, on, off = (x.flatten(1) for x in (values, on.double(), off.double()))  # (N, T)
-    found = []
-    for v_i, on_i, off_i in zip(v.split(16), on.split(16), off.split(16), strict=True):
-        higher = (v_i[:, :, None] > v_i[:, None]).double()  # (n, T, T)
-        higher += 0.5 * (v_i[:, :, None] == v_i[:, None]).double()
-        found.append(torch.einsum("nij,ni,nj->n", higher, on_i, off_i))
-    return torch.cat(found) / (on.sum(1) * off.sum(1))  # 0 / 0 is NaN
+    v = values.flatten(1).contiguous()  # (N, T)
+    on, off = on.double().flatten(1), off.double().flatten(1)  # (N, T)
+    ranked, order = v.sort(1)
+    ground = F.pad(off.gather(1, order).cumsum(1), (1, 0))  # (N, T + 1), of the k lowest tokens
+    below, up_to = (
+        ground.gather(1, torch.searchsorted(ranked, v, right=right)) for right in (False, True)
+    )
+    return (on * (below + up_to) / 2).sum(1) / (on.sum(1) * off.sum(1))  # 0 / 0 is NaN
 
 
 def untrained(maps: Maps, *, inner: bool = False) -> dict[str, Tensor]:
