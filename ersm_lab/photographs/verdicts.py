@@ -133,8 +133,8 @@ def claims_table() -> Table:
         asked = [robust_signs(condition, s) if s in ASKED else [] for s in settings]
         rows.append([words, *[counted(signs) for signs in asked]])
     order = sorted(rows, key=lambda row: row[0])
-    cells = len(of("final"))
-    caption = f"Verdicts by criteria.md over {cells} cells (set and backbone)"
+    cells, all_of_them = len(of("final")), len(SETS) * len(BACKBONES)
+    caption = f"Verdicts by criteria.md over the {cells} of {all_of_them} cells that are recorded"
     return Table(header=["claim", *settings], rows=order, caption=caption)
 
 
