@@ -9,6 +9,7 @@ today's code gives the same numbers, the record still tells what this code does 
     training/<id>   a network trained tiny; all records that differ in nothing else share it
     <suite>/<id>    a suite of `judging`, asked of a network of this kind
     data/<name>     the images of a data set, where they are at hand
+    photographs/…   readers of made-up maps: the studies of photographs (`photographs.probe`)
 
 Ids are hashes of the tiny config, so that another name for the same settings is the same probe.
 """
@@ -41,6 +42,7 @@ from ersm_lab.images import data as lab_data
 from ersm_lab.images import shapes
 from ersm_lab.networks import controls
 from ersm_lab.networks.backbones import SMOKE, CifarNet, CifarNetSettings
+from ersm_lab.photographs import probe as of_photographs
 from ersm_lab.results import records, standing
 from ersm_lab.results.provenance import allowed_cores
 from ersm_lab.results.standing import Numbers, Outcomes
@@ -65,6 +67,7 @@ SHARES = ("accuracy", "mean", "intervals", "by_route", "left_after", "only_by_su
 SHARES += ("deletion", "maps", "follows_background")
 # Raised by hand when a change is meant to alter what a kind of run, or a suite, gives.
 PROTOCOL = dict.fromkeys(("training", "data", *judging.SUITES), 1)
+PROTOCOL["photographs"] = of_photographs.PROTOCOL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +75,8 @@ class Probe:
     """What is run tiny.
 
     Attributes:
-        kind: "training", "data" or a suite of `judging.SUITES`.
-        experiment: the tiny experiment; None for data.
+        kind: "training", "data", "photographs" or a suite of `judging.SUITES`.
+        experiment: the tiny experiment; None for data and photographs.
         settings: of the suite, or the name of the data set.
     """
 
@@ -85,6 +88,8 @@ class Probe:
     def id(self) -> str:
         if self.kind == "data":
             return f"data/{self.settings}"
+        if self.kind == "photographs":
+            return of_photographs.ID
         config = self.experiment.config
         told = [type(config).__name__, sparse(config), sparse(self.settings)]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -198,6 +203,8 @@ def measure(probe: Probe) -> Numbers:
     """
     if probe.kind == "data":
         return _rounded(_of_data(probe.settings))
+    if probe.kind == "photographs":
+        return _rounded(of_photographs.measure())
     with _alone() as home:
         found = _trained(probe.experiment, home) if probe.kind == "training" else _asked(probe)
     return _rounded(found)
@@ -367,6 +374,8 @@ def of_record(record: Mapping[str, Any]) -> list[Probe]:
     Raises:
         LookupError: its experiment is no longer listed.
     """
+    if of_photographs.ID in (record["probe"] or {}):
+        return [Probe(kind="photographs")]
     judged = record["config"].get("judged")
     if judged:
         return of(experiments.find(judged), record["method"].rpartition(".")[2])

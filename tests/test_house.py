@@ -7,7 +7,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT / "ersm_lab"
-FLOORS = ("common", "results", "images", "networks", "views", "evaluation", "training", "")
+FLOORS = (
+    "common",
+    "results",
+    "images",
+    "networks",
+    "views",
+    "evaluation",
+    "training",
+    "photographs",
+    "",
+)
 FLOORS += ("chapters", "exercises")  # "" is the folder itself
 
 

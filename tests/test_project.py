@@ -105,7 +105,8 @@ def test_what_the_library_imports_is_among_its_dependencies():
     imported -= {*sys.stdlib_module_names, "ersm_attach", "ersm_core", "ersm_lab"}
     imported = {"pillow" if name == "PIL" else name for name in imported}
     declared = set(bounds(PROJECT["dependencies"]))
-    optional = set(bounds(PROJECT["optional-dependencies"]["experiments"]))  # imported if there
+    extras = PROJECT["optional-dependencies"]  # imported if there
+    optional = set(bounds([*extras["experiments"], *extras["photographs"]]))
     assert imported and imported - declared - optional == set()
 
 

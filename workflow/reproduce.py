@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ersm_lab import records
+from ersm_lab.results import records
 
 
 def main(options: list[str]) -> None:
