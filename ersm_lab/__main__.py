@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from ersm_lab import probes
     from ersm_lab.training import experiments, protocol_runs
 
-    if options.plan or options.workers or options.within:
+    if options.plan or options.workers is not None or options.within is not None:
         return _run_queue(options)
 
     torch.set_num_threads(options.threads)
@@ -397,7 +397,9 @@ def _run_queue(options: argparse.Namespace) -> int:
     todo = queue.tasks(scale, **asked, seeds=options.seed, cards=not options.no_cards)
     clock = queue.Clock.of(scale)
     seconds = [clock.seconds(task) for task in todo]
-    workers = options.workers or 1
+    workers = 1 if options.workers is None else options.workers
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
     if options.plan:
         rows = [(task.name, f"{s:.0f}") for task, s in zip(todo, seconds, strict=True)]
         print(_table(("task, in the order of worth", "seconds"), rows))
@@ -406,7 +408,7 @@ def _run_queue(options: argparse.Namespace) -> int:
     if options.plan:
         return 0
     settings = {"workers": workers, "within": options.within, "threads": options.threads}
-    settings["helpers"] = queue.helpers(workers)
+    settings["helpers"] = queue.spare_processes(workers)
     found = queue.work(todo, clock=clock, **settings)
     print(f"{len(found.done)} done, {len(found.failed)} failed, {len(found.left)} left for later")
     for name, reason in found.failed.items():

@@ -19,6 +19,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,7 @@ import torch
 from tqdm import tqdm
 
 from ersm_lab import judging, plan, probes
+from ersm_lab.common import checks
 from ersm_lab.images import data, perturbations
 from ersm_lab.images.inverse_scale import PathSettings
 from ersm_lab.images.smoothed import at_level
@@ -96,10 +98,7 @@ class Judge:
         experiment, suite = self.job.experiment, self.job.suite
         probe = probes.taken(experiment, suite)
         record = judging.judge(experiment, suite, probe=probe, progress=False)
-        found = record["metrics"].get("mean") or record["metrics"].get("accuracy") or {}
-        return ", ".join(f"{name} {v:.3f}" for name, v in found.items() if isinstance(v, float))[
-            :60
-        ]
+        return f"asked {record['metrics']['images']} images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +121,11 @@ class Smooth:
     dataset: str
     level: float
     path: PathSettings
+    limit: int | None
     part: slice
 
     def __call__(self) -> str:
-        images = data.load(self.dataset, "train").images[self.part]
+        images = data.load(self.dataset, "train", limit=self.limit).images[self.part]
         at_level(images, self.level, path=self.path, progress=False)
         return "made"
 
@@ -147,7 +147,9 @@ def tasks(
             made[task.name] = task
     asked = [_task(job, jobs, made) for job in jobs.values() if _can_be_asked(job, jobs)]
     main = data.default_dataset() if dataset == "auto" else dataset
-    return sorted([*made.values(), *asked], key=lambda task: (main not in task.name, task.worth))
+    here = (f"{scale}/{main}/", f"{main}:")  # other data sets come last
+    by_worth = sorted([*made.values(), *asked], key=lambda task: task.worth)
+    return sorted(by_worth, key=lambda task: not task.name.startswith(here))
 
 
 def _task(job: Job, jobs: Mapping[str, Job], made: Mapping[str, Task]) -> Task:
@@ -158,9 +160,12 @@ def _task(job: Job, jobs: Mapping[str, Job], made: Mapping[str, Task]) -> Task:
 
 
 def _like(job: Job) -> tuple[str, ...]:
-    method, suite = job.experiment.method, job.suite or "train"
-    family = f"{suite} resnet18" if method.startswith("resnet18") else suite
-    return (f"{suite} {method}", family)
+    return _kinds(job.experiment.method, job.suite or "train")
+
+
+def _kinds(method: str, suite: str) -> tuple[str, str]:
+    """What a task is timed as: the suite of this method, and of all networks of its family."""
+    return f"{suite} {method}", f"{suite} resnet18" if method.startswith("resnet18") else suite
 
 
 def _can_be_asked(job: Job, jobs: Mapping[str, Job]) -> bool:
@@ -210,13 +215,14 @@ def _beforehand(job: Job) -> list[Task]:
         levels = {level for _, level in config.smoothing.stages if level}
         for level, start in itertools.product(sorted(levels), range(0, count, PART)):
             part = slice(start, min(start + PART, count))
-            work = Smooth(dataset=dataset, level=level, path=path, part=part)
+            own = {"limit": config.train_images, "part": part}
+            work = Smooth(dataset=dataset, level=level, path=path, **own)
             found.append((f"{dataset}: training images {start}+ at {level:g}", work))
     settings = {"like": ("prepare",), "worth": (1,), "beforehand": True}
     return [Task(name=name, work=work, **settings) for name, work in found]
 
 
-def helpers(workers: int) -> int:
+def spare_processes(workers: int) -> int:
     """How many processes may make things beforehand while a GPU is busy; 0 where there is none."""
     if best_device() == "cpu":
         return 0
@@ -248,8 +254,7 @@ class Clock:
                 method, _, suite = record["method"].rpartition(".")
                 if not record["config"].get("judged"):
                     method, suite = record["method"], "train"
-                family = f"{suite} resnet18" if method.startswith("resnet18") else suite
-                for kind in (f"{suite} {method}", family):
+                for kind in _kinds(method, suite):
                     taken.setdefault(kind, []).append(sum(record["seconds"].values()))
         recorded = {kind: mean(seconds) for kind, seconds in taken.items()}
         return cls(guess=GUESS[scale, device], recorded=recorded)
@@ -314,6 +319,8 @@ def work(
     end = time.monotonic() + (within if within is not None else float("inf"))
     done: list[str] = []
     failed: dict[str, str] = {}
+    checks.whole("workers", workers)
+    workers = min(workers, len(waiting))
     helpers = min(helpers, sum(task.beforehand for task in waiting))
     crew = [_hire(workers, threads, helps=n < helpers) for n in range(helpers + workers)]
     bar = tqdm(total=len(waiting), unit="task", disable=not progress)
@@ -327,7 +334,8 @@ def work(
                 if task:
                     waiting.remove(task)
                     worker.task, worker.begun = task, time.monotonic()
-                    worker.line.send(task)
+                    with suppress(ConnectionError):  # it died while idle, which is heard below
+                        worker.line.send(task)
             busy = [worker for worker in crew if worker.task]
             left = end - time.monotonic()
             if not busy or left <= 0:

@@ -1,6 +1,7 @@
 """The queue: order of worth, needs, deadlines, and workers that fail or die."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ class Note:
     def __call__(self) -> str:
         if self.does == "die":
             os._exit(9)
+        if self.does == "die later":  # when its answer has been given
+            threading.Timer(1.5, os._exit, (9,)).start()
         if self.does == "fail":
             raise MemoryError("CUDA out of memory")
         time.sleep(self.seconds)
@@ -62,6 +65,25 @@ def test_a_worker_that_dies_or_fails_costs_its_own_run_only(tmp_path):
     assert sorted(written(file)) == [*"abcd"] and sorted(found.done) == [*"abcd"]
     assert found.failed["dies"] == "its process died (9)"
     assert "CUDA out of memory" in found.failed["fails"]
+
+
+def test_a_worker_that_dies_while_idle_loses_the_task_it_is_then_given_and_no_other(tmp_path):
+    file = tmp_path / "done"
+    asked = [
+        task("dies later", file, does="die later"),
+        task("slow", file, seconds=4),
+        task("lost", file, needs=("slow",)),
+        task("also", file, needs=("slow",)),
+        task("last", file, needs=("lost",)),
+    ]
+    found = work(asked, workers=2)
+    assert len(found.failed) == 1 and "its process died" in str(found.failed)
+    assert "last" in found.done and {*found.done, *found.failed} == {t.name for t in asked}
+
+
+def test_no_workers_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+        work([task("a", tmp_path / "done")], workers=0)
 
 
 def test_nothing_is_begun_that_would_not_end_in_time(tmp_path):
