@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     "energy_loss",
     "energy_states",
     "energy_terms",
+    "update_kept",
 ]
 
 EPS = 1e-6  # tokens shorter than this are scaled by 1 / EPS, so a zero token stays zero
@@ -362,6 +364,61 @@ class EnergyMask(nn.Module):
 
     def __getstate__(self) -> dict:  # a copy starts without the last pass's graph
         return {**self.__dict__, "state": None}
+
+
+# --- tokens that are not computed ------------------------------------------------------------------
+
+
+def update_kept(
+    x: Tensor,
+    function: Callable[[Tensor], Tensor],
+    mask: Tensor,
+    *,
+    inputs: Tensor | None = None,
+    channel_dim: int = 1,
+) -> Tensor:
+    """x + m * f(inputs) with f run on the tokens alone whose m is not 0: a residual block that skips.
+
+    Only gathering and scattering are added, as in dynamic networks (Verelst & Tuytelaars, 2020,
+    arXiv:1912.03203). Where the mask learns, its gradient asks what f makes of dropped tokens too, so
+    all are computed then; so they are in exported graphs, whose shapes are fixed.
+
+    Args:
+        x: (B, C, H, W), or (B, H, W, C) with channel_dim=-1; dropped tokens leave as they came.
+        function: f, from tokens (K, D) to tokens (K, C), each by itself: linear layers, activations
+            and layer normalisation; batch normalisation in evaluation mode.
+        mask: m (B, 1, H, W), or (B, H, W, 1), such as `EnergyMask.state.mask`.
+        inputs: what f reads, (B, D, H, W) or (B, H, W, D), such as a depthwise convolution of x; None
+            is x.
+        channel_dim: 1 or -1.
+
+    Returns:
+        As x.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or another channel_dim.
+    """
+    inputs = x if inputs is None else inputs
+    if channel_dim not in (1, -1) or {x.dim(), inputs.dim(), mask.dim()} != {4}:
+        raise ValueError(
+            f"update_kept wants maps of four dimensions and channel_dim 1 or -1, got "
+            f"{tuple(x.shape)}, {tuple(inputs.shape)}, {tuple(mask.shape)} and {channel_dim!r}"
+        )
+    order, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if channel_dim == 1 else ((0, 1, 2, 3),) * 2
+    tokens, start, m = (t.permute(order) for t in (inputs, x, mask))  # (B, H, W, D), C, 1
+    if m.shape != (*start.shape[:3], 1) or tokens.shape[:3] != start.shape[:3]:
+        raise ValueError(
+            f"x {tuple(x.shape)} wants inputs of the same grid and a mask of one channel, got "
+            f"{tuple(inputs.shape)} and {tuple(mask.shape)}"
+        )
+    flat, m = tokens.reshape(-1, tokens.shape[-1]), m.reshape(-1, 1).to(x.dtype)  # (N, D), (N, 1)
+    out = start.reshape(-1, start.shape[-1])  # (N, C), N = B H W
+    if (torch.is_grad_enabled() and mask.requires_grad) or is_exporting():
+        out = out + m * function(flat).to(x.dtype)
+    else:
+        kept = m.squeeze(1).nonzero().squeeze(1)  # (K,)
+        out = out.index_add(0, kept, m[kept] * function(flat[kept]).to(x.dtype))
+    return out.view(start.shape).permute(back)
 
 
 # --- of a whole network ----------------------------------------------------------------------------

@@ -41,7 +41,9 @@ from ersm_lab.evaluation import inference
 from ersm_lab.images import data as lab_data
 from ersm_lab.images import shapes
 from ersm_lab.networks import controls
-from ersm_lab.networks.backbones import SMOKE, CifarNet, CifarNetSettings
+from ersm_lab.networks.backbones import SMOKE, CifarNetSettings
+from ersm_lab.networks.token_net import TokenNetSettings
+from ersm_lab.networks.whitening import WhitenedNet
 from ersm_lab.photographs import probe as of_photographs
 from ersm_lab.results import records, standing
 from ersm_lab.results.provenance import allowed_cores
@@ -159,6 +161,9 @@ def _narrow(config: Any) -> Any:
         widths = (*SMOKE.widths, *SMOKE.widths[-1:] * len(backbone.widths))[: len(backbone.widths)]
         stem = {"stem_channels": 12, "stem_kernel": 4, "stem_stride": 2}
         return replace(config, backbone=replace(backbone, widths=widths, **stem))
+    if isinstance(backbone, TokenNetSettings):
+        narrow = dict(width=16, expansion=2, early_width=8, stem_channels=12)
+        return replace(config, backbone=replace(backbone, **narrow))
     if backbone == "resnet18":  # torchvision's network itself would take minutes
         parts = {"backbone": CifarNetSettings()}
         if getattr(config, "mask", None):
@@ -298,7 +303,7 @@ def _seeded(experiment: Experiment) -> nn.Module:
     images = lab_data.load("shapes", "train", limit=TRAIN_IMAGES)
     x = images.normalise(images.images)  # (N, 3, 32, 32)
     lots = torch.Generator().manual_seed(0)
-    if isinstance(model, CifarNet):
+    if isinstance(model, WhitenedNet):
         model.whiten(x)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -94,13 +94,15 @@ def only_mask(model: nn.Module) -> EnergyMask:
 
 @contextmanager
 def replaced_mask(mask: EnergyMask, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While open, `mask` multiplies by change(m) instead of by m, both (B, 1, H, W)."""
+    """While open, `mask` multiplies by change(m) instead of by m, both (B, 1, H, W), and its state
+    says so to layers that read it."""
 
     checks.a("mask", mask, EnergyMask)
     checks.function("change", change)
 
     def use_instead(module: EnergyMask, args: tuple[Tensor], output: Tensor) -> Tensor:
         m = change(module.state.mask)  # (B, 1, H, W)
+        module.state = module.state._replace(mask=m)
         if module.patch_size > 1:
             m = F.interpolate(m, scale_factor=module.patch_size, mode="nearest")
         return args[0] * m.to(output.dtype)  # (B, C, H, W)

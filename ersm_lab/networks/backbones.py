@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 from ersm_lab.common import checks
+from ersm_lab.networks import whitening
+from ersm_lab.networks.token_net import TokenNet, TokenNetSettings
 
 MOST_CLASSES = 100_000
 
@@ -61,7 +61,7 @@ LAPTOP = CifarNetSettings()
 FULL = CifarNetSettings(widths=(64, 256, 256), stem_kernel=2, stem_stride=1, stem_channels=24)
 
 
-class CifarNet(nn.Module):
+class CifarNet(whitening.WhitenedNet):
     """A small convolutional network; stages `stem`, `group1`, `group2`, ..., `head`.
 
     Maps of the laptop preset on 32 x 32 images: stem and group1 16 x 16, group2 8 x 8, group3 4 x 4.
@@ -76,13 +76,8 @@ class CifarNet(nn.Module):
         checks.whole("classes", classes, most=MOST_CLASSES)
         super().__init__()
         self.settings = settings
-        size, stride = settings.stem_kernel, settings.stem_stride
-        padding = "same" if stride == 1 else (size - stride) // 2
-        whiten = nn.Conv2d(3, settings.stem_channels, size, stride=stride, padding=padding)
-        whiten.weight.requires_grad = False
-        nn.init.zeros_(whiten.bias)
-        self.stem = nn.Sequential(whiten, nn.ReLU(inplace=True))
-        channels = settings.stem_channels
+        stride, channels = settings.stem_stride, settings.stem_channels
+        self.stem = whitening.stem(channels=channels, kernel=settings.stem_kernel, stride=stride)
         for number, width in enumerate(settings.widths, start=1):
             pool = stride == 1 or number > 1
             self.add_module(f"group{number}", _group(channels, width, settings.depth, pool))
@@ -104,31 +99,13 @@ class CifarNet(nn.Module):
         x = x.amax((2, 3)) if self.settings.head == "max" else x.mean((2, 3))  # (B, D)
         return self.head(x) * self.settings.logit_scale
 
-    @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
-        """Set the stem to whiten patches of normalised images (N, 3, H, W); some 5,000 are enough.
 
-        The filters are the leading eigenvectors of the patches' covariance, scaled to unit variance.
-
-        Raises:
-            ValueError: no images, or NaN in them.
-        """
-        checks.tensor("images", images, "(N, 3, H, W)", "numbers")
-        stem = self.stem[0]
-        patches = F.unfold(images.float(), stem.kernel_size[0], stride=2)  # (N, 3 k k, L)
-        patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 3 k k)
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        half = stem.out_channels // 2
-        top = (vectors / (values + 5e-4).sqrt()).T.flip(0)[:half]  # (half, 3 k k)
-        filters = top.view(half, 3, *stem.kernel_size)
-        stem.weight[:half], stem.weight[half : 2 * half] = filters, -filters
-
-
-def make(backbone: CifarNetSettings | str, *, classes: int) -> nn.Module:
-    """The network of a config: a `CifarNet` of these settings, or "resnet18"."""
-    return (
-        resnet18(classes=classes) if backbone == "resnet18" else CifarNet(backbone, classes=classes)
-    )
+def make(backbone: CifarNetSettings | TokenNetSettings | str, *, classes: int) -> nn.Module:
+    """The network of a config: a `CifarNet` or `TokenNet` of these settings, or "resnet18"."""
+    if backbone == "resnet18":
+        return resnet18(classes=classes)
+    kind = TokenNet if isinstance(backbone, TokenNetSettings) else CifarNet
+    return kind(backbone, classes=classes)
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int:

@@ -21,6 +21,7 @@ from ersm_lab.common.files import Damaged, set_aside
 from ersm_lab.images import data
 from ersm_lab.images.data import Augment
 from ersm_lab.networks import backbones, controls
+from ersm_lab.networks.token_net import TokenNetSettings
 from ersm_lab.results import records, standing
 from ersm_lab.training import baselines, normalisation, protocol_runs, pruning, runs, variants
 from ersm_lab.training.baselines import BaselineConfig, Coding, Smoothing
@@ -62,6 +63,8 @@ RESNET_TRAINING = dict(
     norm_lr_factor=1.0,
     label_smoothing=0.1,
 )
+# Of a `TokenNet`: what is smaller at a scale.
+TOKENS = {"smoke": dict(width=32, expansion=2), "laptop": {}, "full": {}}
 SHAPES_EPOCHS = {"smoke": 6, "laptop": 4, "full": 8}  # textured shapes are learned sooner
 IMAGES = {"smoke": 2_560, "laptop": None, "full": None}
 # The ablation has many rows: at laptop scale its network is half as wide, with a dense one of its own.
@@ -83,6 +86,7 @@ class Row:
         longer: factor on the scale's epochs.
         checkpoint: keep the trained weights in the repository; those of full scale are cached.
         resnet: the network is a ResNet-18; at full scale only.
+        tokens: the network is a `TokenNet` of these settings, at smoke and laptop scale.
     """
 
     mask: MaskPlace | None = None
@@ -93,12 +97,15 @@ class Row:
     longer: int = 1
     checkpoint: bool = False
     resnet: bool = False
+    tokens: TokenNetSettings | None = None
 
     def seeds_at(self, scale: str) -> range:
         """Which seeds it is trained with at a scale; a single one is 0."""
         most = SEEDS[scale]
         if self.resnet:
             return range(3 if scale == "full" else 0)
+        if self.tokens and scale == "full":
+            return range(0)
         if self.fresh and most > 1:
             return range(most, most + self.fresh)
         return range(min(self.seeds or most, most))
@@ -212,6 +219,36 @@ METHODS |= {
         resnet=True, train=RESNET_TRAINING | dict(augment=Augment(crop=4, cutout=12))
     ),
     "resnet18-ersm": Row(resnet=True, mask=_mask(layer="layer2"), train=RESNET_TRAINING),
+}
+
+# A network that can skip dropped tokens (chapter 13), its rivals for the same tokens, and dense networks
+# that need less time. How they are trained was chosen on validation images (`milliseconds/criteria.md`).
+TOKEN_TRAINING = dict(
+    epochs=6, optimiser="adamw", learning_rate=6e-3, weight_decay=0.05, norm_lr_factor=1.0
+)
+
+
+def _tokens(mask: MaskPlace | None = None, *, checkpoint: bool = False, **settings) -> Row:
+    shape = TokenNetSettings(**settings)
+    return Row(mask=mask, tokens=shape, train=TOKEN_TRAINING, checkpoint=checkpoint)
+
+
+def _tokens_ersm(weight: float, **more) -> Row:
+    return _tokens(_mask("gate", lambda_unary=weight, lambda_pair=weight), **more)
+
+
+METHODS |= {
+    "tokens-dense": _tokens(checkpoint=True),
+    "tokens-ersm-0.05": _tokens_ersm(0.05, checkpoint=True),
+    "tokens-dense-two-blocks": _tokens(blocks=2),
+    "tokens-dense-one-block": _tokens(blocks=1),
+    "tokens-dense-narrow": _tokens(width=64),
+    "tokens-norm": _tokens(_mask("gate", "norm", keep=0.5)),
+    "tokens-random": _tokens(_mask("gate", "random", keep=0.5)),
+    "tokens-ratio": _tokens(_mask("gate", "ratio", keep=0.5)),
+    "tokens-ersm-0.03": _tokens_ersm(0.03),
+    "tokens-ersm-0.08": _tokens_ersm(0.08),
+    "tokens-ersm-0.05-zero": _tokens_ersm(0.05, dropped="zero"),
 }
 
 # The published protocol (`protocol_runs`) on frozen maps of "ablation-dense": what distinguishes each
@@ -379,9 +416,11 @@ def experiments(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     return trained + compared + varied + pruned + normalised + published
 
 
-def _backbone(row: Row, scale: str) -> backbones.CifarNetSettings | str:
+def _backbone(row: Row, scale: str) -> backbones.CifarNetSettings | TokenNetSettings | str:
     if row.resnet:
         return "resnet18"
+    if row.tokens:
+        return replace(row.tokens, **TOKENS[scale])
     return (ABLATION_BACKBONE if row.ablation else BACKBONE)[scale]
 
 

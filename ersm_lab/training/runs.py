@@ -21,7 +21,9 @@ from ersm_lab.common.files import Damaged, set_aside, write_whole
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data as lab_data
 from ersm_lab.networks import backbones, controls
-from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.networks.token_net import TokenNetSettings
+from ersm_lab.networks.whitening import WhitenedNet
 from ersm_lab.results import records
 from ersm_lab.results.answer_bits import pack
 from ersm_lab.results.provenance import code_hash, code_of
@@ -55,13 +57,13 @@ class RunConfig:
     """All that decides a run besides data set and seed.
 
     Attributes:
-        backbone: settings of a `CifarNet`, or "resnet18".
+        backbone: settings of a `CifarNet` or a `TokenNet`, or "resnet18".
         mask: None for a dense network.
         train: how it is trained.
         train_images, test_images: use so many only; None is all.
     """
 
-    backbone: CifarNetSettings | str
+    backbone: CifarNetSettings | TokenNetSettings | str
     train: TrainSettings
     mask: MaskPlace | None = None
     train_images: int | None = None
@@ -153,7 +155,7 @@ def run(
         fabric.device
     )
     model = (parts.build if parts else build)(experiment, classes=len(training.classes))
-    if isinstance(model, CifarNet):
+    if isinstance(model, WhitenedNet):
         model.whiten(training.normalise(training.images[:5_000]))
     resume = resume_path(experiment, facts, root)
     curve = train(

@@ -1,0 +1,1 @@
+"""Masks into milliseconds: dropped tokens that are not computed, against smaller dense networks."""
