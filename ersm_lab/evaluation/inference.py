@@ -101,7 +101,8 @@ def replaced_mask(mask: EnergyMask, change: Callable[[Tensor], Tensor]) -> Itera
     checks.function("change", change)
 
     def use_instead(module: EnergyMask, args: tuple[Tensor], output: Tensor) -> Tensor:
-        m = change(module.state.mask)  # (B, 1, H, W)
+        own = module.state.mask  # (B, 1, H, W)
+        m = change(own).expand_as(own)  # (B, 1, H, W)
         module.state = module.state._replace(mask=m)
         if module.patch_size > 1:
             m = F.interpolate(m, scale_factor=module.patch_size, mode="nearest")
