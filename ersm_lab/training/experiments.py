@@ -239,16 +239,15 @@ def _tokens_ersm(weight: float, **more) -> Row:
 
 METHODS |= {
     "tokens-dense": _tokens(checkpoint=True),
-    "tokens-ersm-0.05": _tokens_ersm(0.05, checkpoint=True),
+    "tokens-ersm-0.01": _tokens_ersm(0.01),
+    "tokens-ersm-0.02": _tokens_ersm(0.02, checkpoint=True),
+    "tokens-ersm-0.05": _tokens_ersm(0.05),
     "tokens-dense-two-blocks": _tokens(blocks=2),
     "tokens-dense-one-block": _tokens(blocks=1),
     "tokens-dense-narrow": _tokens(width=64),
     "tokens-norm": _tokens(_mask("gate", "norm", keep=0.5)),
     "tokens-random": _tokens(_mask("gate", "random", keep=0.5)),
     "tokens-ratio": _tokens(_mask("gate", "ratio", keep=0.5)),
-    "tokens-ersm-0.03": _tokens_ersm(0.03),
-    "tokens-ersm-0.08": _tokens_ersm(0.08),
-    "tokens-ersm-0.05-zero": _tokens_ersm(0.05, dropped="zero"),
 }
 
 # The published protocol (`protocol_runs`) on frozen maps of "ablation-dense": what distinguishes each
