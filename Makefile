@@ -10,6 +10,7 @@ PYTHON ?= python3
 PORT ?= 8000
 SCALE ?= smoke
 NEXT ?= 2
+ALL := $(if $(filter all,$(EXECUTE)),--all)
 ifeq ($(filter smoke laptop full,$(SCALE)),)
 $(error SCALE is smoke, laptop or full, not '$(SCALE)')
 endif
@@ -57,8 +58,8 @@ probe: $(STAMP)  ## does the code still do what the records say? tiny runs of th
 verify: $(STAMP)  ## run the next few laptop records again in full, compare, note it (NEXT=2)
 	$(PY) -m ersm_lab verify --next $(NEXT)
 
-book: data  ## execute the notebooks and build the web book (ERSM_SCALE=laptop unless set)
-	$(PY) tools/execute_notebooks.py
+book: data  ## execute the notebooks that have changed (EXECUTE=all: all), build the web book (ERSM_SCALE)
+	$(PY) tools/execute_notebooks.py $(ALL)
 	$(PY) tools/build_book.py
 
 serve:  ## show the built book on localhost (PORT=8000)
@@ -82,8 +83,8 @@ reproduce: data  ## run the experiments that have no valid record (SCALE=smoke, 
 	    $(PY) -m ersm_lab run --scale $(SCALE) $(if $(METHODS),--method $(subst $(comma), ,$(METHODS))); \
 	fi
 
-notebooks: data  ## execute the notebooks in place, to store their outputs
-	ERSM_SCALE=laptop $(PY) tools/execute_notebooks.py --in-place
+notebooks: data  ## execute the notebooks that have changed in place, to store their outputs (EXECUTE=all)
+	ERSM_SCALE=laptop $(PY) tools/execute_notebooks.py --in-place $(ALL)
 
 colab: $(STAMP)  ## run each notebook alone as Colab would, without the project (slow)
 	$(PY) tools/try_colab.py

@@ -237,7 +237,7 @@ make reproduce SCALE=laptop METHODS=dense,ersm
 The engine is [Snakemake](https://snakemake.readthedocs.io); `workflow/Snakefile` lists the jobs and
 `ersm_lab/plan.py` says what is missing. It may be stopped at any time and started again: a record is
 written when its run ends, and a run that was cut short goes on from its last epoch. After a hard kill,
-`make reproduce` removes Snakemake's lock; a Snakemake started by hand asks for `--unlock` once.
+`make reproduce` goes on by itself; a Snakemake started by hand asks for `--unlock` once.
 
 ## One GPU
 

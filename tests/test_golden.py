@@ -98,13 +98,14 @@ def test_pictures_seconds_and_rounding_are_not_frozen(tmp_path):
 def test_a_book_is_not_built_with_other_tables_than_the_frozen_ones(tmp_path, golden, monkeypatch):
     monkeypatch.setattr(build_book, "default_dataset", lambda: "cifar10")
     chapters(tmp_path / "stage/notebooks", one=[ACCURACY, COST])
-    ran = {"scale": "laptop", "seconds": {"notebooks/one.ipynb": 1.0}}
+    ran = {"scale": "laptop", "seconds": {"notebooks/one.ipynb": 1.0}, "at_hand": []}
 
     def found(**other) -> list[str]:
         (tmp_path / "notebook_seconds.json").write_text(json.dumps(ran | other))
         return not_golden(tmp_path, golden)
 
     assert "-ersm | 89.47" in found() and "-epoch 2: 0.5" not in found()  # printed: of the page
+    assert found() == found(seconds={}, at_hand=["notebooks/one.ipynb"])
     assert found(scale="smoke") == found(seconds={}) == []
     monkeypatch.setattr(build_book, "default_dataset", lambda: "shapes")
     assert found() == []

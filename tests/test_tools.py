@@ -14,6 +14,7 @@ import execute_notebooks
 import nbformat
 import nbformat.v4 as v4
 import pytest
+import stored_outputs
 import torch
 import yaml
 from build_book import announce, gather, slim
@@ -167,9 +168,11 @@ def test_a_notebook_gets_its_scale_as_a_parameter_and_is_stored_without_a_trace(
     env = execute_notebooks.environment()
     status = run_watched(command, watch=Watch(limit=120, idle=60), env=env)
     target = tmp_path / "stage" / "one.ipynb"
-    assert execute_notebooks.store(source, target, status) == []
+    key = stored_outputs.key(nbformat.read(source, as_version=4), scale="smoke")
+    assert execute_notebooks.store(source, target, status, key=key) == []
     assert source.read_bytes() == written
     stored = nbformat.read(target, as_version=4)
+    assert stored.metadata[stored_outputs.NAME] == key
     assert [(c.id, c.source, c.metadata) for c in stored.cells] == [
         (c.id, c.source, c.metadata) for c in cells
     ]

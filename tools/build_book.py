@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import stored_outputs
 import yaml
 from bound_numbers import check
 from golden_outputs import differences, frozen, shown
@@ -93,7 +94,7 @@ def not_golden(build: Path, golden: dict[str, list[str]]) -> list[str]:
     """
     last = json.loads((build / "notebook_seconds.json").read_text(encoding="utf-8"))
     staged = {f"notebooks/{path.name}" for path in (build / "stage/notebooks").glob("*.ipynb")}
-    whole = last["scale"] == "laptop" and set(last["seconds"]) == staged
+    whole = last["scale"] == "laptop" and {*last["seconds"], *last["at_hand"]} == staged
     if not whole or default_dataset() != "cifar10":
         return []
     return differences(golden, shown(build / "stage/notebooks"), live=False)
@@ -108,10 +109,11 @@ def announce(config: Path, text: str) -> None:
 
 def slim(html: Path) -> None:
     """Take out what no reader of the pages needs: the outputs of the notebooks that are offered for
-    download, which the page shows anyway, and the source maps of minified scripts.
+    download, which the page shows anyway, with their key, and the source maps of minified scripts.
     """
     for path in sorted((html / "_sources").rglob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.pop(stored_outputs.NAME, None)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None

@@ -2,12 +2,15 @@
 
 The notebooks of _toc.yml (or those named) are executed with papermill and written, with their
 outputs, to the stage from which the book is built; with --in-place they replace the committed ones.
+One whose outputs are at hand, in the committed file or from an earlier run, and were made of today's
+cells, code, records, images and scale (stored_outputs.py) is not executed, unless --all says so.
 How much is computed is a parameter of the notebooks, `scale`: smoke, laptop or full. It is --scale, or
 the environment variable ERSM_SCALE, or laptop. Several run at the same time, one a core. A run that
-stalls is stopped and started once more. With --record the seconds are written as a record, which the
-status page shows; those of notebooks that did not run this time stay.
+stalls is stopped and started once more. With --record all are executed, and the seconds are written as
+a record, which the status page shows; those of notebooks that were not named stay.
 
-    python tools/execute_notebooks.py [--scale SCALE] [--in-place] [--record] [--jobs N] [NOTEBOOK ...]
+    python tools/execute_notebooks.py [--scale SCALE] [--in-place] [--all] [--record] [--jobs N]
+        [NOTEBOOK ...]
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
+import stored_outputs
 from sphinx_external_toc.parsing import parse_toc_yaml
 from watched import Watch, run_side_by_side
 
@@ -126,13 +130,39 @@ def command(source: Path, *, scale: str, cell_timeout: int) -> list[str]:
     return [*papermill, "--log-output", "--no-progress-bar"]
 
 
-def store(source: Path, target: Path, status: int) -> list[str]:
+def at_hand(
+    source: Path, key: Mapping[str, str], executed: Path
+) -> tuple[nbformat.NotebookNode | None, str]:
+    """A notebook with outputs of today, if there are such, so that it need not be executed.
+
+    Args:
+        source: the notebook, which may hold them itself.
+        key: what they depend on, as it is today (stored_outputs.py).
+        executed: the same notebook as an earlier run left it, if there was one.
+
+    Returns:
+        The notebook or None; and in words where they were found, or why they are not of today.
+    """
+    notebook = nbformat.read(source, as_version=4)
+    changed = stored_outputs.changed(notebook, key)
+    if not changed and not problems(notebook):
+        return notebook, "stored"
+    if executed.exists():
+        other = nbformat.read(executed, as_version=4)
+        if not stored_outputs.changed(other, key) and not problems(other):
+            stored_outputs.take_over(notebook, other)
+            return notebook, "of an earlier run"
+    return None, changed or "; ".join(problems(notebook))
+
+
+def store(source: Path, target: Path, status: int, *, key: Mapping[str, str]) -> list[str]:
     """Store an executed notebook only if it is sound.
 
     Args:
         source: the notebook.
         target: where the executed one goes; may be the same file.
         status: the exit status of its run.
+        key: what the outputs depend on, as it was before the run; stored with them.
 
     Returns:
         What went wrong, one line a problem.
@@ -147,6 +177,7 @@ def store(source: Path, target: Path, status: int) -> list[str]:
     if status != 0 and not (status == 1 and shows_errors(notebook) and not found):
         found.insert(0, f"the run ended with exit status {status}; its messages are above")
     if not found:
+        notebook.metadata[stored_outputs.NAME] = dict(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, scratch)
         shutil.move(scratch, target)
@@ -218,6 +249,7 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
     scale = os.environ.get("ERSM_SCALE", "laptop")
     parser.add_argument("--scale", default=scale, metavar="|".join(records.SCALES))
+    parser.add_argument("--all", action="store_true", help="also those whose outputs are of today")
     parser.add_argument("--record", action="store_true", help="write the seconds as a record")
     parser.add_argument("--in-place", action="store_true", help="replace the committed notebooks")
     parser.add_argument("--stage", type=Path, default=BUILD / "stage")
@@ -233,21 +265,38 @@ def main() -> int:
     if not sources:
         print("_toc.yml names no notebook that exists", file=sys.stderr)
         return 1
-    watch = Watch(limit=args.limit, idle=args.idle, retries=1)
-    if not args.in_place and not args.notebooks:  # nothing of an earlier build may be left
-        shutil.rmtree(args.stage / "notebooks", ignore_errors=True)
-
-    env = environment()
     names = {path.relative_to(ROOT).as_posix(): path for path in sources}
     print(f"== {len(names)} notebooks at scale {args.scale}", flush=True)
+    keys = {
+        name: stored_outputs.key(nbformat.read(path, as_version=4), scale=args.scale)
+        for name, path in names.items()
+    }
+    ready: dict[str, nbformat.NotebookNode] = {}
+    for name, path in [] if args.all or args.record else names.items():
+        notebook, why = at_hand(path, keys[name], args.stage / name)
+        if notebook:
+            ready[name] = notebook
+        told = f"its outputs, {why}, are of today" if notebook else f"to be executed: {why}"
+        print(f"== {name}: {told}", flush=True)
+    if not args.in_place and not args.notebooks:  # nothing of an earlier build may be left
+        shutil.rmtree(args.stage / "notebooks", ignore_errors=True)
+    for name, notebook in ready.items():
+        target = names[name] if args.in_place else args.stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
+
+    watch = Watch(limit=args.limit, idle=args.idle, retries=1)
+    env = environment()
     settings = {"scale": args.scale, "cell_timeout": args.cell_timeout}
-    commands = {name: command(path, **settings) for name, path in names.items()}
+    commands = {
+        name: command(path, **settings) for name, path in names.items() if name not in ready
+    }
     failed: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
     for ended in run_side_by_side(commands, watch=watch, jobs=args.jobs, env=env):
         name, source = ended.name, names[ended.name]
         target = source if args.in_place else args.stage / name
-        found = store(source, target, ended.status)
+        found = store(source, target, ended.status, key=keys[name])
         seconds[name] = round(ended.seconds, 1)
         if found:  # papermill's messages are long, and of use only then
             print(ended.output)
@@ -257,11 +306,12 @@ def main() -> int:
         for line in found:
             print(f"{name}: {line}", file=sys.stderr)
 
-    report = {"scale": args.scale, "seconds": seconds}
+    report = {"scale": args.scale, "seconds": seconds, "at_hand": sorted(ready)}
+    BUILD.mkdir(exist_ok=True)
     (BUILD / "notebook_seconds.json").write_text(json.dumps(report, indent=1) + "\n")
     sound = {names[name].stem: s for name, s in seconds.items() if name not in failed}
     if args.record and sound:
-        alone = min(args.jobs or allowed_cores(), len(names)) == 1
+        alone = min(args.jobs or allowed_cores(), len(commands)) == 1
         print(f"wrote {record(sound, scale=args.scale, threads=None if alone else 1)}")
     return 1 if failed else 0
 

@@ -1,15 +1,14 @@
 """`make reproduce`: the workflow on this machine, one at a time.
 
-Snakemake leaves a lock behind when it is killed, and refuses to start again until somebody removes
-it. Here a second lock, which the system itself takes from a process that ends in whatever way, tells
-whether that is so.
+Snakemake leaves its lock behind when it is killed, and refuses to start again until somebody removes
+it. Here another lock takes its place, which the system itself takes from a process that ends in
+whatever way.
 
     python workflow/reproduce.py [OPTION OF SNAKEMAKE ...]
 """
 
 import fcntl
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,10 +30,7 @@ def main(options: list[str]) -> None:
     # Relative, because Snakemake takes the path of its settings for a pattern: [ ] would stand for more.
     os.chdir(Path(__file__).resolve().parents[1])
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
-    snakemake += ["--directory", str(folder), *options]
-    if any((folder / ".snakemake" / "locks").glob("*.lock")):
-        print("The last run was killed: its lock is removed, what it had done stays.", flush=True)
-        subprocess.run([*snakemake, "--unlock"], check=True)
+    snakemake += ["--directory", str(folder), "--nolock", *options]
     os.execv(snakemake[0], snakemake)
 
 

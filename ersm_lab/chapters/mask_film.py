@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -53,7 +54,7 @@ def shoot(
     *,
     images: int = 5,
     train_images: int = 1_280,
-    epochs: int = 12,
+    epochs: int | None = None,
     seed: int = 0,
     change: Callable[[nn.Module], None] | None = None,
 ) -> Film:
@@ -65,7 +66,8 @@ def shoot(
     Args:
         method: of `experiments.METHODS`, with an energy mask.
         images: how many are filmed.
-        train_images, epochs: how long; a batch is the smoke scale's.
+        train_images: how many are trained on; a batch is the smoke scale's.
+        epochs: how long; None takes 12, or 4 where the environment variable ERSM_SCALE is "smoke".
         seed: of the start, the order and the noise.
         change: what is done to the untrained network first, such as freezing a parameter. Only the
             changes of this module are kept in the cache.
@@ -73,6 +75,7 @@ def shoot(
     Raises:
         ValueError: an unknown method, or one without a mask.
     """
+    epochs = epochs or (4 if os.environ.get("ERSM_SCALE") == "smoke" else 12)
     rows = experiments.experiments("smoke", dataset="shapes")
     experiment = next((e for e in rows if e.method == method), None)
     if experiment is None or not experiment.config.mask:

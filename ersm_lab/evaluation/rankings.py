@@ -30,7 +30,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, LayerGradCam
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
@@ -203,6 +202,8 @@ def grad_cam(
 
     Source: Selvaraju et al. (2017), arXiv:1610.02391, equations 1 and 2.
     """
+    from captum.attr import LayerGradCam  # here: it takes a second, and most uses need it not
+
     stage = token_stage(model, layer)
     checks.labelled("data", data)
     checks.whole("patch_size", patch_size)
@@ -246,6 +247,8 @@ def integrated_gradients(
 
     Source: Sundararajan, Taly & Yan (2017), arXiv:1703.01365, equations 1 and 3.
     """
+    from captum.attr import IntegratedGradients
+
     checks.network("model", model)
     checks.labelled("data", data)
     _check_grid(grid, data.images)
@@ -292,6 +295,8 @@ def token_integrated_gradients(
     Raises:
         ValueError: an unknown layer or target.
     """
+    from captum.attr import IntegratedGradients
+
     side, maps = _patch_size(token_stage(model, layer), patch_size), []
     checks.labelled("data", data)
     checks.whole("patch_size", patch_size)

@@ -12,6 +12,7 @@ which follow the mask (distance < 0) and the coverage that blends texture into b
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -234,6 +235,7 @@ def _uniform(generator: torch.Generator, low: float, high: float, columns: int =
     return low + (high - low) * torch.rand(_BLOCK, columns, generator=generator)
 
 
+@functools.cache
 def _shape_tables() -> tuple[Tensor, Tensor]:
     """Signed distances (10, T, T) over [-1, 1]² and padded vertices (10, V, 2) of all classes."""
     outlines = [_normalised(_outline(name)) for name in CLASSES]

@@ -49,7 +49,7 @@ SEEDS = {"smoke": 1, "laptop": 3, "full": 5}
 BACKBONE = {"smoke": backbones.SMOKE, "laptop": backbones.LAPTOP, "full": backbones.FULL}
 _QUIET = dict(mask_noise_stop=0.8)  # where a mask has noise, the last fifth trains without
 TRAIN = {
-    "smoke": TrainSettings(epochs=6, batch_size=64, **_QUIET),
+    "smoke": TrainSettings(epochs=3, batch_size=64, **_QUIET),
     "laptop": TrainSettings(epochs=10, **_QUIET),
     "full": TrainSettings(epochs=16, batch_size=1024, learning_rate=1.5, **_QUIET),
 }

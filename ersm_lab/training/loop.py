@@ -12,12 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -28,6 +26,9 @@ from ersm_lab.common.checkpoints import save_atomically
 from ersm_lab.common.files import Damaged, set_aside
 from ersm_lab.images.data import Augment, ImageSet
 from ersm_lab.training.distributed import synchronise_batch_norm
+
+if TYPE_CHECKING:  # `make_fabric` imports it: only who trains waits seconds for it
+    from lightning.fabric import Fabric
 
 # Of Lightning Fabric.
 PRECISIONS = (
@@ -133,6 +134,10 @@ def make_fabric(*, precision: str = "auto", device: str = "auto", processes: int
     One process asks nothing of a cluster whose variables it may find around it, such as Slurm's in a
     Jupyter session.
     """
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
+    from lightning.fabric.strategies import DDPStrategy
+
     kind = device if device != "auto" else best_device()
     if kind == "cuda":
         torch.backends.cudnn.benchmark = True  # batches are all of one size

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from ersm_lab.evaluation import deletion, inference
@@ -27,6 +27,9 @@ from ersm_lab.training import protocols
 from ersm_lab.training.loop import TrainSettings, make_fabric, train
 from ersm_lab.training.protocols import FeatureSet, PublishedProtocol
 from ersm_lab.training.runs import Experiment, keep, load_state, resume_path
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 # Name of an experiment of the same scale, data set and seed -> its network and its record.
 Backbone = Callable[[str], tuple[nn.Module, dict]]
