@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from address import home, rewrite, written
 from bound_numbers import check
 from golden_outputs import differences, frozen, shown
 from sphinx_external_toc.parsing import parse_toc_yaml
@@ -135,6 +136,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    rewrite(stage, written(ROOT), home(ROOT))  # the book of a fork leads to the fork
     if default_dataset() == "shapes":
         announce(stage / "_config.yml", STAND_IN)
     shutil.rmtree(html, ignore_errors=True)  # no page of an earlier build may be left
@@ -144,6 +146,7 @@ def main() -> int:
         print("The book was not built: see the warnings above.", file=sys.stderr)
         return 1
     slim(html)
+    (html / ".nojekyll").touch()  # or GitHub Pages leaves out all that begins with an underscore
     print(f"\nThe book is at {(html / 'index.html').as_uri()}\n`make serve` shows it on localhost.")
     return 0
 
