@@ -20,6 +20,7 @@ from address import home, rewrite, written
 from bound_numbers import check
 from golden_outputs import differences, frozen, shown
 from sphinx_external_toc.parsing import parse_toc_yaml
+from teaching import fill, sessions
 
 from ersm_lab.images.data import default_dataset
 
@@ -55,6 +56,10 @@ def gather(root: Path, stage: Path) -> None:
         dirs_exist_ok=True,
     )
     pages = list(parse_toc_yaml(stage / "_toc.yml"))
+    if "book/teaching" in pages:
+        course = stage / "book" / "teaching.md"
+        text = fill(course.read_text(encoding="utf-8"), sessions(stage))
+        course.write_text(text, encoding="utf-8")
     making = []  # side by side
     for page in GENERATED:
         target = stage / "book" / f"{page}.md"
