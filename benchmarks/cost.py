@@ -1,7 +1,7 @@
 """What the networks of the book cost: parameters, operations, memory and time (`ersm_lab.cost`).
 
 Every round times each network once, in turn, so that whatever else the machine does falls on all of
-them. With --record it is written as the record that chapter 8 shows.
+them. With --record it is written as the record that chapter 9 shows.
 
     python benchmarks/cost.py [--scale laptop] [--threads 2] [--record]
 """

@@ -779,7 +779,7 @@ SUITES: dict[str, Callable[..., Finding]] = {
 }
 UNDER_CONDITIONS = ("occlusion", "corruption", "resolution")  # accuracies, and no gradients
 ON_SHAPES = ("objects", "spurious")  # need true object masks
-BY_NAME = ("smoothing", "lambda")  # of chapters 7 and 8; not on everyone's card
+BY_NAME = ("smoothing", "lambda")  # of chapters 8 and 9; not on everyone's card
 
 
 def suites_of(dataset: str) -> tuple[str, ...]:

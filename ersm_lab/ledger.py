@@ -114,11 +114,7 @@ def better(found: Difference, *, unit: str = "points") -> tuple[str, str]:
         f"{found.mean:+.2f} {unit}, 95 % interval {found.low:+.2f} to {found.high:+.2f}, "
         f"{len(found.seeds)} seed{'s' if len(found.seeds) != 1 else ''}"
     )
-    if len(found.seeds) < 3:
-        return "open", figure
-    if found.low > 0:
-        return "reproduced", figure
-    return ("not reproduced" if found.high < 1 else "open"), figure
+    return _OUTCOMES[claims.decided(found, above=0, gone=1)], figure
 
 
 # --- judgements: what a suite of `judging` found, network by network --------------------------------

@@ -288,7 +288,7 @@ model = attach_energy_mask(model, "layer2", preset="stable")
 
 is all that the network needs, and `torchvision.datasets.ImageFolder` reads the images. The training loop
 of the book keeps a data set in memory and is not made for it, so take your own or torchvision's
-reference script, and add `energy_loss(model)` to its loss. Keep what chapter 5 found to matter: train
+reference script, and add `energy_loss(model)` to its loss. Keep what chapter 4 found to matter: train
 dense first, switch the mask on late, a hard gate without noise, and a pairwise energy that the features
 cannot escape (detached).
 

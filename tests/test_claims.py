@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ersm_lab.results import answer_bits, claims
-from ersm_lab.results.claims import accuracy_is_preserved, sparsity_adapts
+from ersm_lab.results.claims import accuracy_is_preserved, decided, sparsity_adapts
+from ersm_lab.results.statistics import Difference
 
 IMAGES = 4_000
 
@@ -35,6 +36,16 @@ def test_accuracy_is_preserved_if_the_interval_lies_above_the_margin(points, out
     verdict = accuracy_is_preserved([worse(s, points) for s in seeds], [dense(s) for s in seeds])
     assert verdict.outcome == outcome
     assert f"{-points:+.2f} points" in verdict.reason or points == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(0.1, 9, "holds"), (0, 9, "open"), (-9, 1, "open"), (-9, 0.9, "fails"), (-9, -2, "fails")],
+)
+def test_an_interval_decides_on_either_side_of_two_lines(low, high, outcome):
+    found = Difference(mean=0.5, low=low, high=high, seeds=(0, 1, 2), by_seed=(0.5,) * 3)
+    assert decided(found, above=0, gone=1) == outcome
+    assert decided(found, above=0, gone=1, seeds=4) == "open"
 
 
 def test_two_seeds_leave_accuracy_open():

@@ -1,4 +1,4 @@
-"""The check of chapter 6 knows right from wrong."""
+"""The check of chapter 5 knows right from wrong."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The checks of chapter 10 know right from wrong, and name the usual mistakes."""
+"""The checks of chapter 11 know right from wrong, and name the usual mistakes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The checks of chapter 12: right answers pass, each usual mistake is told what it is."""
+"""The checks of chapter 14: right answers pass, each usual mistake is told what it is."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The checks of chapter 7's exercises: right is called right, and what is wrong is named."""
+"""The checks of chapter 8's exercises: right is called right, and what is wrong is named."""
 
 import math
 

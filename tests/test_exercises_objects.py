@@ -1,4 +1,4 @@
-"""The checks of chapter 11 know right from wrong."""
+"""The checks of chapter 12 know right from wrong."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The checks of chapter 9 know right from wrong."""
+"""The checks of chapter 10 know right from wrong."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The checks of chapter 5's exercises: right is called right, and what is wrong is named."""
+"""The checks of chapter 4's exercises: right is called right, and what is wrong is named."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The tables, figures and measurements of chapter 9, on records and networks made up for it."""
+"""The tables, figures and measurements of chapter 10, on records and networks made up for it."""
 
 import base64
 import io

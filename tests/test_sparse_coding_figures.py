@@ -1,4 +1,4 @@
-"""The pictures of chapter 8: codes, what is drawn of them, and the way back from features to pixels."""
+"""The pictures of chapter 9: codes, what is drawn of them, and the way back from features to pixels."""
 
 from dataclasses import replace
 

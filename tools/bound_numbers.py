@@ -12,7 +12,7 @@ second part is a text that exactly one line contains, and the numbers after it c
 
     <span class="bound" title="c18 | epoch 10:">3.1</span>
 
-`02_energy_terms#cell-25 | …` is a cell of another chapter. The digits that are quoted may be fewer
+`03_energy_terms#cell-25 | …` is a cell of another chapter. The digits that are quoted may be fewer
 than the table's. `data-absolute` on the span: the number is negative, and quoted without its sign.
 `data-live`: the output is computed in the page, so it depends on the scale and the machine; it is
 compared where the outputs are stored, and not in a book that is built from other ones.
@@ -67,7 +67,7 @@ NO_PROSE = re.compile(
 class Text:
     """A piece of prose: a Markdown cell, or a page of book/."""
 
-    page: str  # "07_inverse_scale", "intro"
+    page: str  # "08_inverse_scale", "intro"
     cell: str  # the cell's id, or the page's name
     source: str
 

@@ -190,7 +190,7 @@ def predicted(
     temperature: float,
     gate: str = "logit",
 ) -> str:
-    """What the regulariser alone does to a token, a key of `PHASES` (chapter 2).
+    """What the regulariser alone does to a token, a key of `PHASES` (chapter 3).
 
     Args:
         lambda_unary, lambda_pair: the weights.

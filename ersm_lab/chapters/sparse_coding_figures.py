@@ -1,4 +1,4 @@
-"""What chapter 8 shows: steps on a small objective, distance to the optimum, atoms, codes and lambda.
+"""What chapter 9 shows: steps on a small objective, distance to the optimum, atoms, codes and lambda.
 
 A code in a `CifarNet` is of the features of its whitening stem, not of pixels. `PullBack` takes such
 features back to an image, as far as this can be done: the stem's filters come in pairs w and -w, and

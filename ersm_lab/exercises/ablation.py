@@ -1,4 +1,4 @@
-"""Check of the exercise of chapter 6."""
+"""Check of the exercise of chapter 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 10, deletion."""
+"""Checks of chapter 11, deletion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 3, the Energy-Mask Layer."""
+"""Checks of chapter 2, the Energy-Mask Layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 2, the energy terms."""
+"""Checks of chapter 3, the energy terms."""
 
 from __future__ import annotations
 

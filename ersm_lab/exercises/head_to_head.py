@@ -1,4 +1,4 @@
-"""Checks of chapter 12, the head-to-head."""
+"""Checks of chapter 14, the head-to-head."""
 
 from __future__ import annotations
 

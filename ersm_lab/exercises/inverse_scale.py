@@ -1,4 +1,4 @@
-"""Checks of chapter 7, the inverse scale path."""
+"""Checks of chapter 8, the inverse scale path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 11, what the mask sees."""
+"""Checks of chapter 12, what the mask sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the exercises of chapter 9."""
+"""Checks of the exercises of chapter 10."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 4, the published protocol."""
+"""Checks of chapter 6, the published protocol."""
 
 from __future__ import annotations
 

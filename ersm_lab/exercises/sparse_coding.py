@@ -1,4 +1,4 @@
-"""Checks of chapter 8, convolutional sparse coding."""
+"""Checks of chapter 9, convolutional sparse coding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of chapter 5, the training."""
+"""Checks of chapter 4, the training."""
 
 from __future__ import annotations
 

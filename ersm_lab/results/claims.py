@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ersm_lab.results import records
-from ersm_lab.results.statistics import difference
+from ersm_lab.results.statistics import Difference, difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +53,29 @@ class Verdict:
     reason: str
 
 
+def decided(found: Difference, *, above: float, gone: float, seeds: int = 3) -> str:
+    """What an interval says of "more than `above` points": "holds", "fails" or "open".
+
+    It holds if the whole interval lies above; it fails if the whole interval lies below `gone`. Across
+    them, or with too few seeds, it is open.
+    """
+    if len(found.seeds) < seeds:
+        return "open"
+    if found.low > above:
+        return "holds"
+    return "fails" if found.high < gone else "open"
+
+
 def accuracy_is_preserved(
     masked: Sequence[dict], dense: Sequence[dict], *, criteria: Criteria = CRITERIA
 ) -> Verdict:
     """Claim (a), from the records of a method's seeds and of the dense network's."""
     found = difference(masked, dense)
     reason = f"{found.mean:+.2f} points, 95 % interval {found.low:+.2f} to {found.high:+.2f}"
-    outcome = "open"
     if len(found.seeds) < criteria.seeds:
         reason += f"; {_seeds(len(found.seeds))} of {criteria.seeds}"
-    elif found.low > -criteria.margin:
-        outcome = "holds"
-    elif found.high < -criteria.margin:
-        outcome = "fails"
+    lost = -criteria.margin
+    outcome = decided(found, above=lost, gone=lost, seeds=criteria.seeds)
     return Verdict(claim="a", outcome=outcome, reason=reason)
 
 

@@ -169,7 +169,7 @@ METHODS: dict[str, Row] = {
     "no-projection": _ablation(_mask(dim=None)),
     "detached-tokens": _ablation(_mask(detach_tokens=True)),
     "temperature-1": _ablation(_mask(temperature=1.0)),
-    # found by the search of chapter 6: half the pressure, and twice as long to get used to it
+    # found by the search of chapter 5: half the pressure, and twice as long to get used to it
     "gentle": _ablation(_mask(lambda_pair=0.01), mask_start=0.3, checkpoint=True),
     "gentle-temperature-1": _ablation(_mask(lambda_pair=0.01, temperature=1.0), mask_start=0.3),
     "gentle-0.015": _ablation(_mask(lambda_pair=0.015, temperature=1.0), mask_start=0.3),
@@ -195,7 +195,7 @@ METHODS: dict[str, Row] = {
     # controls
     "random-half": _ablation(_mask(preset="random", keep=0.5), checkpoint=True),
     "cutout": _ablation(augment=Augment(cutout=12), checkpoint=True),
-    # can a mask be made to help against occlusion? (chapter 9)
+    # can a mask be made to help against occlusion? (chapter 10)
     "ersm-cutout": _ablation(_mask(), augment=Augment(cutout=12), checkpoint=True),
 } | {
     f"grid-unary{unary:g}-pair{pair:g}": _ablation(
@@ -244,7 +244,7 @@ BASELINES: dict[str, dict] = {
     "resnet18-sdnet": dict(coding=Coding(layers=("conv1",)), resnet=True),
 }
 
-# Something else than zero in a dropped token's place (chapters 6 and 9), on the ablation's network.
+# Something else than zero in a dropped token's place (chapters 5 and 10), on the ablation's network.
 VARIANTS: dict[str, dict] = (
     {
         f"ersm-{kind}-cutout": dict(
@@ -263,7 +263,7 @@ VARIANTS: dict[str, dict] = (
     }
 )
 
-# Another normalisation after the mask (chapter 6), on the ablation's network. Its optimiser, one for
+# Another normalisation after the mask (chapter 5), on the ablation's network. Its optimiser, one for
 # all of them, is the one of two trials on validation images in which all dense networks learn; weights
 # that SGD with a high learning rate trains need batch normalisation.
 NORM_TRAINING = dict(

@@ -23,7 +23,7 @@ It is not the slope of m (u + c), but of a potential of its own; at T = 1/2, as 
     R = s (u + c) + lambda_unary [softplus(min(z, 0)) - softplus(z) / 2 - arctan(e^z) / 2
                                   + softplus(2 z) / 4]
 
-Derived in chapter 2 of the book; the paper does not discuss it. Everything is float64 and dimensionless.
+Derived in chapter 3 of the book; the paper does not discuss it. Everything is float64 and dimensionless.
 """
 
 from __future__ import annotations
