@@ -110,5 +110,5 @@ def imports(notebook: NotebookNode) -> str:
 
 
 def name(path: Path) -> str:
-    """A chapter's name, which does not change with its number: 02_energy_terms is energy_terms."""
+    """A chapter's name, which does not change with its number: 03_energy_terms is energy_terms."""
     return re.sub(r"^\d+_", "", path.stem)

@@ -2,8 +2,8 @@
 
     python tools/grade.py FOLDER [--to grades.csv] [--seconds 60] [--memory 2000] [--jobs N]
 
-A submission is a notebook whose file name holds the chapter's: FOLDER/anna/02_energy_terms.ipynb, or, as
-learning platforms hand them out, FOLDER/anna_02_energy_terms.ipynb. Of a submission only imports,
+A submission is a notebook whose file name holds the chapter's: FOLDER/anna/03_energy_terms.ipynb, or, as
+learning platforms hand them out, FOLDER/anna_03_energy_terms.ipynb. Of a submission only imports,
 definitions and constants are run, never the rest of its cells; then the chapter's own check judges each
 function, whatever the submission made of the check. The table has a line for each exercise that asks for
 code: right, wrong with what the check says, open, missing, or how it was stopped. Questions that ask for
