@@ -19,7 +19,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test probe verify book serve bench reproduce notebooks colab clean
+.PHONY: help setup data lint test probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab address clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,27 @@ book: data  ## execute the notebooks that have changed (EXECUTE=all: all), build
 	$(PY) tools/execute_notebooks.py $(ALL)
 	$(PY) tools/build_book.py
 
+look:  ## look at the built book: its links and figures, and each page in a browser
+	$(PY) tools/check_book.py
+	@$(PY) tools/check_site.py || { status=$$?; [ $$status -eq 77 ] && echo "SKIPPED: nobody has looked at the pages in a browser."; }
+
+pdf:  ## print the built book into _build/book.pdf (wants Chromium)
+	$(PY) tools/print_pdf.py
+
+teaching: $(STAMP)  ## slides, student copies and solutions for a course, in _build/teaching
+	$(PY) tools/teaching.py
+
+wheel: $(STAMP)  ## build the method alone, ersm_core and ersm_attach, as a wheel in _build/release
+	$(PY) -m pip wheel --no-deps --wheel-dir _build/release packaging/ersm-core
+
+# The archives have the same bytes whenever they are made of the same files.
+TAR := tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner
+release: pdf teaching wheel  ## what is attached to a release, in _build/release: after `make book`
+	cp _build/book.pdf _build/release/ersm-book.pdf
+	$(TAR) -cf - data/checkpoints data/results data/probes.json | gzip -n > _build/release/ersm-checkpoints.tar.gz
+	$(TAR) -C _build -cf - teaching | gzip -n > _build/release/ersm-teaching.tar.gz
+	cd _build/release && sha256sum ersm* > SHA256SUMS
+
 serve:  ## show the built book on localhost (PORT=8000)
 	@[ -f _build/html/index.html ] || { echo "There is no book yet: run 'make book' first." >&2; exit 1; }
 	@echo "The book is at http://127.0.0.1:$(PORT)/ (Ctrl-C ends this)"
@@ -88,6 +109,9 @@ notebooks: data  ## execute the notebooks that have changed in place, to store t
 
 colab: $(STAMP)  ## run each notebook alone as Colab would, without the project (slow)
 	$(PY) tools/try_colab.py
+
+address: $(STAMP)  ## lead Colab cells, buttons and citations to where this clone lives: for a fork
+	$(PY) tools/address.py --write
 
 clean:  ## remove what was built (.venv, data and records stay)
 	rm -rf _build .pytest_cache .ruff_cache build *.egg-info

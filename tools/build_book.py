@@ -17,9 +17,11 @@ from pathlib import Path
 import nbformat
 import stored_outputs
 import yaml
+from address import home, rewrite, written
 from bound_numbers import check
 from golden_outputs import differences, frozen, shown
 from sphinx_external_toc.parsing import parse_toc_yaml
+from teaching import fill, sessions
 
 from ersm_lab.images.data import default_dataset
 
@@ -55,6 +57,10 @@ def gather(root: Path, stage: Path) -> None:
         dirs_exist_ok=True,
     )
     pages = list(parse_toc_yaml(stage / "_toc.yml"))
+    if "book/teaching" in pages:
+        course = stage / "book" / "teaching.md"
+        text = fill(course.read_text(encoding="utf-8"), sessions(stage))
+        course.write_text(text, encoding="utf-8")
     making = []  # side by side
     for page in GENERATED:
         target = stage / "book" / f"{page}.md"
@@ -137,6 +143,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    rewrite(stage, written(ROOT), home(ROOT))  # the book of a fork leads to the fork
     if default_dataset() == "shapes":
         announce(stage / "_config.yml", STAND_IN)
     shutil.rmtree(html, ignore_errors=True)  # no page of an earlier build may be left
@@ -146,6 +153,7 @@ def main() -> int:
         print("The book was not built: see the warnings above.", file=sys.stderr)
         return 1
     slim(html)
+    (html / ".nojekyll").touch()  # or GitHub Pages leaves out all that begins with an underscore
     print(f"\nThe book is at {(html / 'index.html').as_uri()}\n`make serve` shows it on localhost.")
     return 0
 
