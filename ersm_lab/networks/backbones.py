@@ -32,6 +32,8 @@ class CifarNetSettings:
         stem_channels: half of them filters, half the same filters negated.
         head: "max" or "mean" over the last map.
         logit_scale: factor on the logits.
+        stem_learned: instead of the whitening a 3 x 3 convolution of the pixels that learns, normalised,
+            ReLU, and pooling to half of the map; `stem_kernel` and `stem_stride` then mean nothing.
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
@@ -41,6 +43,7 @@ class CifarNetSettings:
     stem_channels: int = 48
     head: str = "max"
     logit_scale: float = 1 / 9
+    stem_learned: bool = False
 
     def __post_init__(self) -> None:
         checks.several("widths", self.widths, most=10)
@@ -53,6 +56,7 @@ class CifarNetSettings:
         if self.head not in ("max", "mean"):
             raise ValueError(f'head must be "max" or "mean", got {self.head!r}')
         checks.number("logit_scale", self.logit_scale)
+        checks.flag("stem_learned", self.stem_learned)
 
 
 SMOKE = CifarNetSettings(widths=(16, 32, 32), depth=1)
@@ -76,13 +80,16 @@ class CifarNet(nn.Module):
         checks.whole("classes", classes, most=MOST_CLASSES)
         super().__init__()
         self.settings = settings
-        size, stride = settings.stem_kernel, settings.stem_stride
-        padding = "same" if stride == 1 else (size - stride) // 2
-        whiten = nn.Conv2d(3, settings.stem_channels, size, stride=stride, padding=padding)
-        whiten.weight.requires_grad = False
-        nn.init.zeros_(whiten.bias)
-        self.stem = nn.Sequential(whiten, nn.ReLU(inplace=True))
         channels = settings.stem_channels
+        size, stride = settings.stem_kernel, settings.stem_stride
+        if settings.stem_learned:
+            self.stem, stride = _group(3, channels, 1, pool=False).append(nn.MaxPool2d(2)), 2
+        else:
+            padding = "same" if stride == 1 else (size - stride) // 2
+            whiten = nn.Conv2d(3, channels, size, stride=stride, padding=padding)
+            whiten.weight.requires_grad = False
+            nn.init.zeros_(whiten.bias)
+            self.stem = nn.Sequential(whiten, nn.ReLU(inplace=True))
         for number, width in enumerate(settings.widths, start=1):
             pool = stride == 1 or number > 1
             self.add_module(f"group{number}", _group(channels, width, settings.depth, pool))
@@ -108,12 +115,15 @@ class CifarNet(nn.Module):
     def whiten(self, images: Tensor) -> None:
         """Set the stem to whiten patches of normalised images (N, 3, H, W); some 5,000 are enough.
 
-        The filters are the leading eigenvectors of the patches' covariance, scaled to unit variance.
+        The filters are the leading eigenvectors of the patches' covariance, scaled to unit variance. A
+        stem that learns stays as it is.
 
         Raises:
             ValueError: no images, or NaN in them.
         """
         checks.tensor("images", images, "(N, 3, H, W)", "numbers")
+        if self.settings.stem_learned:
+            return
         stem = self.stem[0]
         patches = F.unfold(images.float(), stem.kernel_size[0], stride=2)  # (N, 3 k k, L)
         patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 3 k k)
