@@ -55,6 +55,17 @@ def test_each_preset_has_named_stages_of_known_sizes(settings, sizes):
     )
 
 
+def test_a_stem_that_learns_keeps_the_sizes_of_all_maps_and_is_not_whitened():
+    torch.manual_seed(0)
+    model = CifarNet(CifarNetSettings(widths=(16, 32, 32), depth=1, stem_learned=True))
+    assert map_sizes(model, STAGES, torch.zeros(2, 3, 32, 32)) == dict(
+        zip(STAGES, [(48, 16, 16), (16, 16, 16), (32, 8, 8), (32, 4, 4)], strict=True)
+    )
+    before = model.stem[0].weight.clone()
+    model.whiten(inputs("train", 100))
+    assert torch.equal(model.stem[0].weight, before) and model.stem[0].weight.requires_grad
+
+
 def test_widths_and_depth_are_settings():
     model = CifarNet(CifarNetSettings(widths=(8, 12), depth=3))
     assert [name for name, _ in model.named_children()] == ["stem", "group1", "group2", "head"]

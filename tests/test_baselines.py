@@ -117,6 +117,17 @@ def test_codes_stand_in_place_of_the_first_learned_convolution_or_of_all():
     assert convs == [every.stem[0]]
 
 
+def test_a_code_of_pixels_takes_the_image_in_the_first_layer_with_no_relu_after_it():
+    model = baselines.build(tiny("sdnet-pixels"), classes=10)
+    coder = sparse_layers(model)["stem.0"]
+    assert (coder.in_channels, coder.out_channels, coder.kernel_size) == (3, 48, (3, 3))
+    assert not any(isinstance(m, torch.nn.ReLU) for m in model.stem)
+    dense_ = baselines.build(tiny("dense-pixels"), classes=10)
+    assert not sparse_layers(dense_)
+    sizes = [{n: p.shape for n, p in m.named_parameters()} for m in (model, dense_)]
+    assert sizes[0] == sizes[1]
+
+
 def test_the_settings_of_the_codes_reach_the_layer():
     row = tiny("sdnet")
     settings = replace(row.config.coding.settings, steps=3, lambda_l1=0.2)

@@ -64,7 +64,7 @@ def test_differences_are_paired_and_marked(found):
     assert shown["good"]["clean"] == "+0.0 (+0.0 to +0.0)"  # the same images: no spread at all
     assert shown["good"]["fog"].startswith("+20.0 (") and shown["good"]["fog"].endswith("▲")
     assert shown["bad"]["clean"].startswith("-20.0 (") and shown["bad"]["clean"].endswith("▼")
-    assert "Of 5 true zeros, about 0 " in table.caption
+    assert "were all 5 true zeros" in table.caption
 
 
 def test_one_seed_is_never_marked(found):
@@ -220,9 +220,18 @@ def test_the_sliders_hold_the_differences_by_seed(card):
     gaps = {method["name"]: method["gaps"] for method in content["methods"]}
     assert gaps["good"] == [[0, 0, 0], [20, 20, 20]] and gaps["base"] == [[0] * 3] * 2
     assert gaps["one seed"] == [None, None]  # a seed alone cannot stand beside three
+    assert content["units"] == [1, 1]  # no seed moves anything
     assert page.div["id"] == "one" and "__" not in html.replace("ersm__", "")
     with pytest.raises(ValueError, match="name must be a letter"):
         h.decide(card, base="base", name="1")
+
+
+def test_a_measure_is_weighed_in_what_another_seed_moves():
+    # variances 4 and 1; the base does not differ from itself, and one seed says nothing
+    assert h.seed_noise([[0, 0, 0], [8, 10, 12], [4, 5, 6], None, [3]]) == pytest.approx(
+        2.5**0.5, abs=1e-3
+    )
+    assert h.seed_noise([[0.0, 0.0], None]) == 1
 
 
 def test_without_records_there_is_a_sentence_and_no_picture(card):

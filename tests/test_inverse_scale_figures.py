@@ -324,10 +324,10 @@ def test_suite_table_takes_the_mean_over_severities(recorded):
     assert rows["seeds"] == ["3", "0"] and "80 test images" in table.caption
 
 
-def test_differences_carry_a_star_where_zero_is_outside(recorded):
+def test_differences_are_marked_where_zero_is_outside(recorded):
     table = pictures.suite_differences(["good", "absent"], base="base")
     assert len(table.rows) == 9
-    assert all(row[1].endswith("*") and row[2] == "not yet run" for row in table.rows)
+    assert all(row[1].endswith("▲") and row[2] == "not yet run" for row in table.rows)
     same = pictures.suite_differences(["base"], base="base")
     assert all(row[1] == "+0.0 (+0.0 to +0.0)" for row in same.rows)
 

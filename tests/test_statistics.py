@@ -127,3 +127,43 @@ def test_what_cannot_be_compared_is_an_error(method, base, message):
 def test_records_of_a_method_that_has_none(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     assert statistics.of("dense", dataset="shapes", scale="smoke") == []
+
+
+# ----------------------------------------------------------------------------- many comparisons
+
+
+def test_the_p_value_says_what_the_interval_says():
+    rng = np.random.default_rng(5)
+    first = {s: rng.random(200) for s in range(4)}
+    second = {s: rng.random(200) - 0.05 for s in range(4)}
+    p = statistics.paired(first, second).p_value
+    edge = statistics.paired(first, second, confidence=1 - p)  # the interval that ends at zero
+    assert min(abs(edge.low), abs(edge.high)) < 1e-9
+
+
+def test_holms_adjusted_values_are_those_of_a_known_example():
+    # Wikipedia, Holm-Bonferroni method; by hand 4 x .005, 3 x .01, 2 x .03, and no less for .04
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]).shape == (0,) and statistics.holm([0.7, 0.8]).tolist() == [1, 1]
+
+
+def test_a_table_of_true_zeros_is_marked_one_time_in_twenty_at_most():
+    rng = np.random.default_rng(6)
+    base = {s: np.zeros(60) for s in range(5)}
+    tables = [
+        statistics.marks(
+            statistics.paired({s: rng.normal(size=60) for s in range(5)}, base) for _ in range(12)
+        )
+        for _ in range(300)
+    ]
+    assert np.mean([any(table) for table in tables]) < 0.08  # 0.46 without the correction
+
+
+def test_few_seeds_and_empty_cells_have_no_mark_and_no_part_in_the_family():
+    rng = np.random.default_rng(7)
+    far = {s: 1 + 0.05 * rng.normal(size=40) for s in range(3)}
+    near = {s: np.zeros(40) for s in range(3)}
+    up, down = statistics.paired(far, near), statistics.paired(near, far)
+    alone = statistics.paired({0: far[0]}, {0: near[0]})
+    assert statistics.marks([up, None, down, alone]) == ["▲", "", "▼", ""]
+    assert statistics.marks([alone], least_seeds=1) == ["▲"]

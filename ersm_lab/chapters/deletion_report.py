@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics as plain_statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ from ersm_lab.evaluation.inference import evaluating, replaced_mask
 from ersm_lab.evaluation.rankings import RANKINGS
 from ersm_lab.images.data import ImageSet
 from ersm_lab.results import records
-from ersm_lab.results.statistics import Difference, paired
+from ersm_lab.results.statistics import Difference, marks, paired
 from ersm_lab.views import figures
 from ersm_lab.views.figures import MARKERS
 from ersm_lab.views.frames import frame_slider
@@ -240,31 +240,38 @@ def differences(groups: Groups, pairs: Sequence[tuple[Choice, Choice]], *, capti
     return Table(header=header, rows=rows, caption=caption)
 
 
-def best(group: Sequence[dict], images: np.ndarray) -> str:
+def best(group: Sequence[dict], images: np.ndarray, *, of: Collection[str] = RANKINGS) -> str:
     """The ranking with the highest AUC, mean over seeds, on some of the images.
 
     Args:
         group: records of one network's seeds.
         images: bool (N,), those to choose by.
+        of: rankings to choose from.
     """
     by_seed = [areas_by_image(record) for record in group]
     return max(
-        _ordering(group),
+        [name for name in _ordering(group) if name in of],
         key=lambda name: np.mean([found[name][images].mean() for found in by_seed]),
     )
 
 
-def under_its_best(group: Sequence[dict]) -> tuple[dict[int, np.ndarray], tuple[str, str]]:
+def under_its_best(
+    group: Sequence[dict], *, of: Collection[str] = RANKINGS
+) -> tuple[dict[int, np.ndarray], tuple[str, str]]:
     """Each image scored under the ranking that is best on the other half of the images.
 
     Chosen and judged on the same images, the best of many rankings looks better than it is.
+
+    Args:
+        group: records of one network's seeds.
+        of: rankings to choose from.
 
     Returns:
         {seed: (N,)}, and the rankings chosen by the odd and by the even images.
     """
     count = len(next(iter(areas_by_image(group[0]).values())))
     even = np.arange(count) % 2 == 0  # (N,)
-    by_odd, by_even = best(group, ~even), best(group, even)
+    by_odd, by_even = best(group, ~even, of=of), best(group, even, of=of)
     values = {}
     for record in group:
         found = areas_by_image(record)
@@ -405,15 +412,15 @@ def scores(groups: Groups, method: str) -> dict[str, dict[str, float]]:
 def apart_from_lots(groups: Groups, method: str) -> dict[str, dict[str, bool]]:
     """Whether each test tells a ranking from lots, {test: {ranking: bool}}.
 
-    By our test: the 95 % interval of the paired difference is without zero. By the others: the mean
-    difference, image by image, is beyond two standard errors over images.
+    By our test: the paired difference is marked, corrected for the number of rankings. By the others:
+    the mean difference, image by image, is beyond two standard errors over images.
     """
     group = groups[method]
     names = _ordering(group)
-    found: dict[str, dict[str, bool]] = {OURS: {}}
-    for name in names:
-        gap_ = gap(groups, (method, name), (method, "random"))
-        found[OURS][name] = gap_ is not None and gap_.excludes_zero
+    lots = (method, "random")
+    gaps = [gap(groups, (method, name), lots) if name != "random" else None for name in names]
+    told = [mark != "" for mark in marks(gaps, least_seeds=1)]
+    found = {OURS: dict(zip(names, told, strict=True))}
     for test, place in _tests().items():
         pairs = {name: _over_seeds(group, "minus_random", *place, name) for name in names}
         found[test] = {

@@ -20,6 +20,7 @@ from ersm_lab import cost
 from ersm_lab.chapters import deletion_report
 from ersm_lab.chapters.robustness_report import judged, share_right
 from ersm_lab.evaluation.inference import energy_masks, evaluating
+from ersm_lab.evaluation.rankings import CLASS_FREE
 from ersm_lab.ledger import NOT_RUN
 from ersm_lab.networks.sparse_coding import SparseCoding2d
 from ersm_lab.results import records, statistics
@@ -53,7 +54,7 @@ class Measure:
         words: what is measured.
         suite: of `judging`; None is the test set as it is.
         pattern: of the suite's conditions whose mean is taken, as in `robustness_report.matching`;
-            None is the area under the deletion curve by the network's own best ranking.
+            None is the area under the deletion curve by the best ranking that knows no class.
     """
 
     words: str
@@ -81,7 +82,7 @@ MEASURES: dict[str, Measure] = {
         pattern="worst.2",
     ),
     "deletion": Measure(
-        words="area under the token deletion curve, by the network's own best ranking",
+        words="area under the token deletion curve, by the best ranking that knows no class",
         suite="deletion",
         pattern=None,
     ),
@@ -112,7 +113,7 @@ def _values(method: str, measure: Measure, **where: str) -> Values:
         return {seed: right.astype(float) for seed, right in statistics.answers(group).items()}
     group = judged(method, measure.suite, **where)
     if measure.pattern is None:
-        return deletion_report.under_its_best(group)[0] if group else {}
+        return deletion_report.under_its_best(group, of=CLASS_FREE)[0] if group else {}
     return {r["seed"]: share_right(r, measure.pattern) for r in group}
 
 
@@ -154,17 +155,21 @@ def accuracy_table(card: Card) -> Table:
 
 
 def difference_table(found: Mapping[str, Mapping[str, Difference | None]], *, base: str) -> Table:
-    """Differences to the base with 95 % intervals; ▲ and ▼ where the interval is without zero.
+    """Differences to the base with 95 % intervals; ▲ and ▼ as `statistics.marks` has them.
 
     Args:
         found: of `gaps`.
         base: whom they were taken to.
     """
-    rows = [[method, *(_said(gap_) for gap_ in row.values())] for method, row in found.items()]
-    judged_ = [gap_ for row in found.values() for gap_ in row.values() if gap_ is not None]
+    signs = marks(found)
+    rows = [
+        [method, *(_said(gap_, signs[method][name]) for name, gap_ in row.items())]
+        for method, row in found.items()
+    ]
+    count = sum(gap_ is not None for row in found.values() for gap_ in row.values())
     caption = (
         f"Minus {base}, points with 95 % intervals, paired over seeds and images; ▲ above zero, ▼ "
-        f"below. Of {len(judged_)} true zeros, about {0.05 * len(judged_):.0f} would still be marked"
+        f"below, by Holm: were all {count} true zeros, one time in twenty there would be a mark at all"
     )
     return Table(header=["method", *_measures(found)], rows=rows, caption=caption)
 
@@ -174,32 +179,32 @@ def balance_table(found: Mapping[str, Mapping[str, Difference | None]], *, base:
 
     Arguments as of `difference_table`.
     """
-    rows = []
+    rows, signs = [], marks(found)
     for method, row in found.items():
         kinds: dict[str, list[str]] = {"▲": [], "▼": [], "": [], NOT_RUN: []}
         for measure, gap_ in row.items():
-            kinds[NOT_RUN if gap_ is None else _mark(gap_)].append(measure)
+            kinds[NOT_RUN if gap_ is None else signs[method][measure]].append(measure)
         rows.append([method, *(", ".join(names) or "–" for names in kinds.values())])
     header = ["method", "ahead", "behind", "not told apart", NOT_RUN]
-    return Table(header=header, rows=rows, caption=f"Against {base}, by 95 % intervals")
+    return Table(header=header, rows=rows, caption=f"Against {base}, by the marks above")
 
 
 def _measures(rows: Mapping[str, Mapping]) -> list[str]:
     return list(next(iter(rows.values())))
 
 
-def _mark(found: Difference) -> str:
-    if len(found.seeds) < 3:
-        return ""
-    return "▲" if found.low > 0 else "▼" if found.high < 0 else ""
+def marks(found: Mapping[str, Mapping[str, Difference | None]]) -> dict[str, dict[str, str]]:
+    """`statistics.marks` of `gaps`, all of one family: {method: {measure: mark}}."""
+    signs = iter(statistics.marks(gap_ for row in found.values() for gap_ in row.values()))
+    return {method: {measure: next(signs) for measure in row} for method, row in found.items()}
 
 
-def _said(found: Difference | None) -> str:
+def _said(found: Difference | None, mark: str) -> str:
     if found is None:
         return NOT_RUN
     seeds = "" if len(found.seeds) > 2 else f", {len(found.seeds)} of 3 seeds"
     interval = f"{found.low:+.1f} to {found.high:+.1f}{seeds}"
-    return f"{found.mean:+.1f} ({interval}) {_mark(found)}".rstrip()
+    return f"{found.mean:+.1f} ({interval}) {mark}".rstrip()
 
 
 def _mean_sd(values: Values) -> str:
@@ -216,9 +221,9 @@ def _mean_sd(values: Values) -> str:
 def draw_differences(found: Mapping[str, Mapping[str, Difference | None]], *, base: str) -> Figure:
     """One panel a measure, one line a method: the difference to the base and its 95 % interval.
 
-    A filled marker: the interval is without zero; a hollow one: it is not.
+    A filled marker: told from zero, as in `difference_table`; a hollow one: not.
     """
-    measures, methods = _measures(found), list(found)
+    measures, methods, signs = _measures(found), list(found), marks(found)
     rows = -(-len(measures) // 3)
     figure, axes = plt.subplots(
         rows,
@@ -240,14 +245,15 @@ def draw_differences(found: Mapping[str, Mapping[str, Difference | None]], *, ba
                     fontsize=7,
                 )
                 continue
-            colour = {"▲": "#0072B2", "▼": "#D55E00", "": "#777777"}[_mark(gap_)]
+            mark = signs[method][measure]
+            colour = {"▲": "#0072B2", "▼": "#D55E00", "": "#777777"}[mark]
             axis.hlines(height, gap_.low, gap_.high, color=colour, linewidth=1.6)
             axis.plot(
                 gap_.mean,
                 height,
-                marker={"▲": "^", "▼": "v", "": "o"}[_mark(gap_)],
+                marker={"▲": "^", "▼": "v", "": "o"}[mark],
                 color=colour,
-                markerfacecolor=colour if _mark(gap_) else "white",
+                markerfacecolor=colour if mark else "white",
                 markersize=6,
             )
         axis.axvline(0, color="black", linewidth=1, linestyle="-")
@@ -531,8 +537,9 @@ def decide(
 ) -> Widget:
     """Sliders that weigh the measures, and the methods in the order that follows.
 
-    The score of a method is the weighted mean of its differences to the base, in points, for each seed;
-    a line goes from the worst seed to the best.
+    The score of a method is the weighted mean of its differences to the base for each seed, each in
+    units of its measure's noise (`seed_noise`), so that no measure decides because its points are
+    large; a line goes from the worst seed to the best.
 
     Args:
         card: of `read`.
@@ -551,8 +558,24 @@ def decide(
         found = [_by_seed(row[m], card[base][m]) for m in measures]
         methods.append({"name": method, "gaps": found})
     start = [(weights or {}).get(measure, 1) for measure in measures]
+    units = [seed_noise([m["gaps"][k] for m in methods]) for k in range(len(measures))]
     content = {"measures": measures, "methods": methods, "base": base, "weights": start}
+    content["units"] = units
     return fill("decide.html", {"ID": name, "DATA": script_json(content)})
+
+
+def seed_noise(gaps: Sequence[Sequence[float] | None]) -> float:
+    """By how much another seed moves a difference, in points: the standard deviation over seeds.
+
+    Args:
+        gaps: differences to one base, of several seeds each; None and such of one seed have no part.
+
+    Returns:
+        The root of the mean variance of those that differ from seed to seed; 1 where none does.
+    """
+    spread = [np.var(each, ddof=1) for each in gaps if each is not None and len(each) > 1]
+    spread = [variance for variance in spread if variance > 0]  # the base against itself has none
+    return round(float(np.sqrt(np.mean(spread))), 3) if spread else 1.0
 
 
 def _by_seed(first: Values, second: Values) -> list[float] | None:

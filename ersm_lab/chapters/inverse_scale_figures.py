@@ -24,7 +24,7 @@ from ersm_lab.evaluation.smoothing_suite import SmoothingSuite
 from ersm_lab.images import inverse_scale
 from ersm_lab.images.data import ImageSet
 from ersm_lab.images.inverse_scale import PathSettings
-from ersm_lab.results.statistics import of
+from ersm_lab.results.statistics import Difference, marks, of
 from ersm_lab.views import figures
 from ersm_lab.views.figures import MARKERS
 from ersm_lab.views.frames import frame_slider
@@ -761,25 +761,33 @@ def _mean_sd(group: Sequence[Mapping], names: Sequence[str]) -> str:
 def suite_differences(
     methods: Sequence[str], *, base: str, dataset: str = "cifar10", scale: str = "laptop"
 ) -> Table:
-    """Accuracy minus the base's under each condition, with 95 % intervals; a star excludes zero."""
+    """Accuracy minus the base's under each condition, with 95 % intervals, marked by `marks`."""
     rivals = suite_records(base, dataset=dataset, scale=scale)
     groups = {m: suite_records(m, dataset=dataset, scale=scale) for m in methods}
     caption = f"Accuracy minus that of {base}, {dataset}, {scale} scale, percentage points"
     if not rivals or not any(groups.values()):
         return Table(header=["condition", *methods], rows=[], caption=f"{caption}: {NOT_RUN}")
-    rows = []
-    for row, names in condition_groups(rivals[0]).items():
-        cells = []
-        for records in groups.values():
-            if not {r["seed"] for r in records} & {r["seed"] for r in rivals}:
-                cells.append("not yet run")
-                continue
-            found = smoothing_suite.difference(records, rivals, names)
-            star = " *" if found.excludes_zero else ""
-            cells.append(f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f}){star}")
-        rows.append([row, *cells])
-    caption += ", with 95 % intervals over seeds and images; a star: zero is outside"
+    conditions = condition_groups(rivals[0])
+    found = [
+        smoothing_suite.difference(records, rivals, names)
+        if {r["seed"] for r in records} & {r["seed"] for r in rivals}
+        else None
+        for names in conditions.values()
+        for records in groups.values()
+    ]
+    cells = iter(zip(found, marks(found), strict=True))
+    rows = [[row, *(_marked(*next(cells)) for _ in groups)] for row in conditions]
+    caption += (
+        ", with 95 % intervals over seeds and images; ▲ above zero, ▼ below, "
+        f"by Holm for the {sum(f is not None for f in found)} differences of the table"
+    )
     return Table(header=["condition", *methods], rows=rows, caption=caption)
+
+
+def _marked(found: Difference | None, mark: str) -> str:
+    if found is None:
+        return "not yet run"
+    return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f}) {mark}".rstrip()
 
 
 def rival_verdicts(

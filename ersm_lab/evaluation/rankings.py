@@ -44,6 +44,9 @@ MAGNITUDES = ("magnitude", "magnitude_masked")
 GRADIENTS = ("grad_cam", "integrated_gradients", "token_integrated_gradients")
 CONTROLS = ("random", "centre", "edges")  # none of them looks at the network
 RANKINGS = (*ENERGIES, *MAGNITUDES, *GRADIENTS, *CONTROLS)
+# Gradients are of the predicted class: what they keep longest is what speaks for that class, and a
+# deletion by them can hardly change the prediction. These rankings do not know it.
+CLASS_FREE = (*ENERGIES, *MAGNITUDES, *CONTROLS)
 
 _NEED_A_MASK = (*ENERGIES, "magnitude_masked")
 

@@ -32,6 +32,8 @@ class CifarNetSettings:
         stem_channels: half of them filters, half the same filters negated.
         head: "max" or "mean" over the last map.
         logit_scale: factor on the logits.
+        stem_learned: instead of the whitening a 3 x 3 convolution of the pixels that learns, normalised,
+            ReLU, and pooling to half of the map; `stem_kernel` and `stem_stride` then mean nothing.
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
@@ -41,6 +43,7 @@ class CifarNetSettings:
     stem_channels: int = 48
     head: str = "max"
     logit_scale: float = 1 / 9
+    stem_learned: bool = False
 
     def __post_init__(self) -> None:
         checks.several("widths", self.widths, most=10)
@@ -53,6 +56,7 @@ class CifarNetSettings:
         if self.head not in ("max", "mean"):
             raise ValueError(f'head must be "max" or "mean", got {self.head!r}')
         checks.number("logit_scale", self.logit_scale)
+        checks.flag("stem_learned", self.stem_learned)
 
 
 SMOKE = CifarNetSettings(widths=(16, 32, 32), depth=1)
@@ -77,7 +81,11 @@ class CifarNet(whitening.WhitenedNet):
         super().__init__()
         self.settings = settings
         stride, channels = settings.stem_stride, settings.stem_channels
-        self.stem = whitening.stem(channels=channels, kernel=settings.stem_kernel, stride=stride)
+        if settings.stem_learned:
+            self.stem, stride = _group(3, channels, 1, pool=False).append(nn.MaxPool2d(2)), 2
+        else:
+            kernel = settings.stem_kernel
+            self.stem = whitening.stem(channels=channels, kernel=kernel, stride=stride)
         for number, width in enumerate(settings.widths, start=1):
             pool = stride == 1 or number > 1
             self.add_module(f"group{number}", _group(channels, width, settings.depth, pool))
@@ -98,6 +106,11 @@ class CifarNet(whitening.WhitenedNet):
         """Pool and score a feature map, (B, D, h, w) -> (B, classes)."""
         x = x.amax((2, 3)) if self.settings.head == "max" else x.mean((2, 3))  # (B, D)
         return self.head(x) * self.settings.logit_scale
+
+    def whiten(self, images: Tensor) -> None:
+        """As `WhitenedNet.whiten`; a stem that learns stays as it is."""
+        if not self.settings.stem_learned:
+            super().whiten(images)
 
 
 def make(backbone: CifarNetSettings | TokenNetSettings | str, *, classes: int) -> nn.Module:

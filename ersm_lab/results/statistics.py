@@ -20,7 +20,7 @@ leave two degrees of freedom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class Difference:
         low, high: ends of the confidence interval.
         seeds: the seeds that both methods have.
         by_seed: the difference of each.
+        p_value: two-sided, of no difference, by the same t as the interval.
     """
 
     mean: float
@@ -48,6 +49,7 @@ class Difference:
     high: float
     seeds: tuple[int, ...]
     by_seed: tuple[float, ...]
+    p_value: float = float("nan")
 
     @property
     def excludes_zero(self) -> bool:
@@ -109,12 +111,15 @@ def paired(
     error, freedom = standard_error(gaps)
     half = error * stats.t.ppf((1 + confidence) / 2, freedom)
     mean = gaps.mean()
+    with np.errstate(divide="ignore"):
+        t = abs(mean) / error if mean else 0.0  # without any spread a difference is certain
     return Difference(
         mean=float(100 * mean),
         low=float(100 * (mean - half)),
         high=float(100 * (mean + half)),
         seeds=seeds,
         by_seed=tuple((100 * gaps.mean(1)).tolist()),
+        p_value=float(2 * stats.t.sf(t, freedom)),
     )
 
 
@@ -133,6 +138,46 @@ def standard_error(gaps: np.ndarray) -> tuple[float, float]:
     total = squares[0] + squares[1] - squares[2]  # V
     freedom = max(total**2 / (squares**2 / free).sum(), seeds - 1)
     return float(np.sqrt(total / gaps.size)), float(freedom)
+
+
+# --- many comparisons ------------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p values (K,) adjusted so that of K true zeros any is below 0.05 one time in twenty at most.
+
+    Of the sorted p_1 <= ... <= p_K the k-th becomes the largest (K - j + 1) p_j, j <= k. Source: Holm,
+    A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
+    """
+    p = np.asarray(p_values, float)  # (K,)
+    order = p.argsort()
+    raised = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(raised).clip(max=1)
+    return adjusted
+
+
+def marks(
+    found: Iterable[Difference | None], *, level: float = 0.05, least_seeds: int = 3
+) -> list[str]:
+    """The marks of a table's differences, one family for `holm`: "▲" above zero, "▼" below, "" neither.
+
+    Args:
+        found: all that the table compares; None has no mark and no part in the family.
+        level: the chance of one mark or more in a table of true zeros.
+        least_seeds: a difference of fewer seeds has no mark and no part either.
+    """
+    found = list(found)
+    judged = [f is not None and len(f.seeds) >= least_seeds for f in found]
+    adjusted = holm([f.p_value for f, is_judged in zip(found, judged, strict=True) if is_judged])
+    left = iter(adjusted)
+    return [
+        ("▲" if f.mean > 0 else "▼") if is_judged and next(left) < level else ""
+        for f, is_judged in zip(found, judged, strict=True)
+    ]
+
+
+# --- records ---------------------------------------------------------------------------------------
 
 
 def of(method: str, *, dataset: str, scale: str) -> list[dict]:

@@ -270,12 +270,19 @@ PUBLISHED: dict[str, dict] = {
 }
 
 # The baselines, on the ablation's network: what distinguishes each row. The levels are the paper's, its
-# schedule is not published; a code stands where SDNet-18 has its own, or everywhere.
+# schedule is not published; a code stands at the first convolution that learns, or everywhere.
+# SDNet-18 codes pixels, and a CifarNet's stem is fixed: "sdnet-pixels" has another stem, that learns,
+# and "dense-pixels" is its dense network.
 BASELINES: dict[str, dict] = {
     "isvs-fixed": dict(smoothing=Smoothing(stages=((0.0, 0.6),))),
     "isvs-iterative": dict(smoothing=Smoothing(stages=((0.0, 0.8), (0.3, 0.6), (0.6, 0.0)))),
     "low-pass": dict(smoothing=Smoothing(stages=((0.0, 0.6),), low_pass=True)),
+    "low-pass-iterative": dict(
+        smoothing=Smoothing(stages=((0.0, 0.8), (0.3, 0.6), (0.6, 0.0)), low_pass=True)
+    ),
     "sdnet": dict(coding=Coding()),
+    "sdnet-pixels": dict(coding=Coding(layers=("stem.0",)), stem_learned=True),
+    "dense-pixels": dict(stem_learned=True),
     "sdnet-all": dict(coding=Coding(layers=None)),
     "resnet18-sdnet": dict(coding=Coding(layers=("conv1",)), resnet=True),
 }
@@ -450,6 +457,8 @@ def _experiment(
 def _baseline(method: str, dataset: str, scale: str, seed: int, train: TrainSettings) -> Experiment:
     parts = {name: BASELINES[method].get(name) for name in ("smoothing", "coding")}
     common = _ablation_parts(scale, train)
+    if BASELINES[method].get("stem_learned"):
+        common |= dict(backbone=replace(common["backbone"], stem_learned=True))
     if BASELINES[method].get("resnet"):
         common |= dict(backbone="resnet18", train=replace(train, **RESNET_TRAINING))
     config = BaselineConfig(**common, **parts)
