@@ -348,17 +348,6 @@ def test_curves_are_those_of_the_records(groups):
     assert "[%]" in first.get_xlabel() and "[%]" in first.get_ylabel()
 
 
-def test_a_ranking_looks_alike_in_panels_of_one_method(groups):
-    panels = {
-        m: [(m, name) for name in names]
-        for m, names in {"masked": ["logit", "magnitude"], "dense": ["magnitude", "random"]}.items()
-    }
-    first, second = report.draw_curves(groups, panels).axes
-    (_, one), (other, _) = first.lines, second.lines
-    assert one.get_label() == other.get_label() == "magnitude"
-    assert one.get_color() == other.get_color() and one.get_marker() == other.get_marker()
-
-
 def test_places_are_drawn_with_the_best_on_top(groups):
     (axis,) = report.draw_places(groups, "masked", marked=["logit", "magnitude"]).axes
     assert axis.yaxis_inverted() and len(axis.get_xticks()) == 11

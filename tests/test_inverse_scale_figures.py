@@ -45,24 +45,6 @@ def test_opening_times_have_their_limits(nu):
     np.testing.assert_allclose(found, theory, rtol=0.03)  # kappa is finite, steps are discrete
 
 
-def test_marks_and_lines_are_drawn_for_each_nu():
-    figure = pictures.draw_opening_times([1, 2], nus=(0.3, 3.0))
-    (axis,) = figure.axes
-    assert len(axis.lines) == 2 * 2 + 1
-    assert "pixels" in axis.get_xlabel() and axis.get_ylabel()
-
-
-def test_walks_are_drawn_beside_the_image():
-    image = torch.rand(3, 4, 4)
-    walk = pictures.Walk(loss=[3.0, 2.0, 1.0], opened=[0.0, 0.1, 0.25], image=1 - image)
-    figure = pictures.draw_walks({"a": walk, "b": walk}, image)
-    loss, first, second, _ = figure.axes
-    assert len(loss.lines) == 2 and loss.get_yscale() == "log"
-    np.testing.assert_allclose(first.images[0].get_array(), image.permute(1, 2, 0))
-    np.testing.assert_allclose(second.images[0].get_array(), 1 - image.permute(1, 2, 0))
-    assert second.get_title() == "a\n25 % open"
-
-
 # --- the path --------------------------------------------------------------------------------------
 
 
@@ -134,15 +116,6 @@ def test_edge_table_compares_at_equal_error(shapes):
     assert energies[1] == pytest.approx(energies[0], abs=2)
 
 
-def test_rivals_are_drawn_with_their_gradients(shapes):
-    figure = pictures.draw_rivals(shapes.images[:1], 0.7)
-    titles = [axis.get_title() for axis in figure.axes[:4]]
-    assert titles[0] == "image" and "blur" in titles[3]
-    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), shapes.images[0])
-    slope = pictures.gradient(shapes.images[0].permute(2, 0, 1) / 255)
-    np.testing.assert_allclose(figure.axes[4].images[0].get_array(), slope, rtol=1e-6)
-
-
 # --- where paths stop ------------------------------------------------------------------------------
 
 
@@ -184,12 +157,6 @@ def test_graph_and_leak_tables_have_a_row_each(shapes):
     assert all(row[1] == f"{float(row[2]):g}" for row in graphs.rows[1::2])
     leaks = pictures.leak_table(shapes.images, [0.8])
     assert leaks.rows[0][3] == graphs.rows[0][4]
-
-
-def test_graphs_are_drawn_beside_the_images(shapes):
-    figure = pictures.draw_graphs(shapes.images, 0.8)
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "one graph", "own graphs"]
-    assert len(figure.axes) == 9
 
 
 # --- the projection's time -------------------------------------------------------------------------
@@ -349,13 +316,3 @@ def test_verdicts_are_the_ledgers(recorded):
         base_names=["contrast-1", "contrast-3"],
     )
     assert same[3].startswith(f"{both.mean:+.2f} points") and same[3].endswith("3 seeds")
-
-
-def test_without_records_tables_say_so(monkeypatch):
-    monkeypatch.setattr(records, "read_all", lambda **_: [])
-    for table in (
-        pictures.suite_table(["a"]),
-        pictures.suite_differences(["a"], base="b"),
-    ):
-        assert table.rows == [] and "make reproduce" in table.caption
-    assert pictures.rival_verdicts([(("a", "x"), ("b", "x"))]).rows[0][2] == pictures.NOT_RUN

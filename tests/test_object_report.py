@@ -144,21 +144,6 @@ def test_the_spread_is_over_seeds():
     assert row[:4] == ["masked network", "logit, -z", "2", "0.850 ± 0.071"]
 
 
-def test_without_records_every_table_says_so():
-    nothing = Judged()
-    tables = (
-        object_report.score_table,
-        object_report.table_d,
-        object_report.background_table,
-        object_report.table_f,
-        object_report.kept_table,
-    )
-    for table in tables:
-        assert "not yet run" in str(table(nothing))
-    (axis,) = object_report.draw_auc(nothing).axes
-    assert [text.get_text() for text in axis.texts] == ["not yet run"]
-
-
 def test_read_sorts_records_by_suite_and_data_set(monkeypatch):
     kinds = {
         "dense": ("shapes", "ablation-dense.objects"),
@@ -267,18 +252,6 @@ def test_a_mask_without_a_pairwise_energy_is_refused(images):
         object_report.look(model, images)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_the_gallery_has_a_column_an_image(images, networks, known):
-    few = images[:3]
-    seen = object_report.look(networks.masked, few)
-    if not known:
-        few = data.replace(few, masks=None)
-    figure = object_report.gallery(few, seen, torch.rand(3, 16, 16))
-    words = [axis.get_xlabel() for axis in figure.axes]
-    assert sum("% kept" in word for word in words) == 3
-    assert sum("IoU" in word for word in words) == (3 if known else 0)
-
-
 def test_the_area_under_the_drawn_curve_is_the_auc(images):
     lots = torch.Generator().manual_seed(1)
     for values in (torch.rand(32, 32, generator=lots), images.masks[1].float()):
@@ -339,15 +312,6 @@ def test_flat_tokens_cost_what_four_neighbours_cost():
     assert both[3, 5].item() == pytest.approx(math.log(1 + math.exp(3)))  # at a straight border
     assert both[0, 5].item() == pytest.approx(math.log(1 + math.exp(3)))  # at the rim of the map
     assert cost[~objects[0]].mean() < 1.5 < cost[objects[0]].mean()
-
-
-def test_the_scenes_show_four_combinations(images, networks):
-    figure = object_report.draw_scenes(networks.masked, images)
-    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert len(titles) == 4 and len(set(titles)) == 4
-    rows = object_report.scene_table(networks.masked, images).rows
-    assert [row[0] for row in rows[:2]] == ["as they are", "rough object, flat ground"]
-    assert len(rows) == 5
 
 
 def test_roughness_is_the_step_between_neighbours():

@@ -1,6 +1,5 @@
 """Verdicts of the published-protocol chapter: each can be reached, and each can be missed."""
 
-import matplotlib.pyplot as plt
 import pytest
 
 from ersm_lab.chapters import protocol_report
@@ -100,15 +99,3 @@ def test_tables_name_what_is_missing(recorded):
     assert table.rows[0] == ["masked", "3", "-5.00 ± 0.00", "worse", "–", "–"]
     assert table.rows[1] == ["other", "0", "–", "–", "–", "–"]
     assert len(table.header) == len(table.rows[0])
-
-
-def test_pictures_have_a_panel_a_method_and_units(recorded):
-    figure = protocol_report.deletion_panels(["masked", "zero", "other"])
-    assert [axis.get_title() for axis in figure.axes] == ["masked", "zero"]
-    assert [len(axis.lines) for axis in figure.axes] == [3, 2]
-    assert "[%]" in figure.axes[0].get_ylabel() and "[%]" in figure.axes[0].get_xlabel()
-    curves = protocol_report.kept_curves(["masked", "other"])
-    assert list(curves.axes[0].lines[0].get_xdata()) == [0, 1, 2]
-    assert protocol_report.deletion_panels(["other"]) is None
-    assert protocol_report.kept_curves(["other"]) is None
-    plt.close("all")

@@ -246,18 +246,6 @@ def test_occlusion_curves_have_mean_and_range(keep):
     np.testing.assert_allclose(curve(half.axes[0], 0)[0], [100, 50, 25])
 
 
-def test_without_records_the_figures_say_so(keep):
-    keep()
-    for figure in (
-        report.draw_occlusion(["a"], {"black": "random.black"}),
-        report.draw_resolution(["a"]),
-        report.draw_attacks(["a"]),
-    ):
-        assert "not yet run" in figure._suptitle.get_text()
-    figure = report.draw_corruptions(["a"], base="dense")
-    assert "not yet run" in [text.get_text() for text in figure.axes[0].texts]
-
-
 def test_resolution_goes_down_to_the_right_and_attacks_have_wilsons_bars(keep):
     right = {"clean": first(40), "4": first(10), "8": first(20)}
     keep(made("a", "resolution", 0, right))
@@ -331,14 +319,6 @@ def test_corruption_slider_counts_who_is_right(images, masked):
     assert labels[0] == f"untouched: right m {2 * int(is_right)} of 2"
     with pytest.raises(ValueError, match=r"give data\[:1\]"):
         report.corruption_slider({"m": masked}, images[:2])
-
-
-def test_resolutions_show_the_images(images, masked):
-    figure = report.draw_resolutions(images[:2], {"m": masked})
-    axes = np.array(figure.axes).reshape(2, 5)
-    assert np.array_equal(axes[1, 0].images[0].get_array(), images.images[1].numpy())
-    assert axes[0, 4].get_title() == "8 × 8 pixels"
-    assert axes[0, 0].get_xlabel().startswith("m: ")
 
 
 def test_attack_stays_in_its_ball_and_noise_has_its_size(images, masked):

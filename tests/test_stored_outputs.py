@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import execute_notebooks
 import nbformat
 import nbformat.v4 as v4
 import pytest
 import stored_outputs
 from execute_notebooks import at_hand
+from watched import Ended
 
 from ersm_lab.results import provenance
 
@@ -114,3 +119,43 @@ def test_stored_outputs_with_a_cell_that_did_not_run_are_not_taken(project, tmp_
     nbformat.write(notebook, source)
     found, why = at_hand(source, today, tmp_path / "none.ipynb")
     assert found is None and "did not run" in why
+
+
+def test_only_what_is_not_of_today_is_executed(project, tmp_path, monkeypatch):
+    """Two chapters, one of them stored with its key; the second time nothing is left to execute."""
+    monkeypatch.setattr(execute_notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(execute_notebooks, "BUILD", tmp_path / "_build")
+    executed = []
+
+    def run(commands, **settings):
+        for name in commands:
+            executed.append(name)
+            target = tmp_path / "_build/executing" / Path(name).name
+            nbformat.write(chapter(shown="run"), target)
+            yield Ended(name=name, status=0, seconds=1.0, output="")
+
+    monkeypatch.setattr(execute_notebooks, "run_side_by_side", run)
+    (tmp_path / "notebooks").mkdir()
+    kept, left = chapter(shown="kept"), chapter(shown="old")
+    kept.metadata[stored_outputs.NAME] = stored_outputs.key(kept, scale="laptop", root=tmp_path)
+    nbformat.write(kept, tmp_path / "notebooks/kept.ipynb")
+    nbformat.write(left, tmp_path / "notebooks/left.ipynb")
+    names = [str(tmp_path / "notebooks" / name) for name in ("kept.ipynb", "left.ipynb")]
+
+    def execute(*options: str) -> list[str]:
+        executed.clear()
+        stage = str(tmp_path / "_build/stage")
+        command = ["execute_notebooks.py", "--scale", "laptop", "--stage", stage]
+        monkeypatch.setattr(sys, "argv", [*command, *options, *names])
+        assert execute_notebooks.main() == 0
+        return [*executed]
+
+    def shown(folder: Path) -> list[str]:
+        pages = [nbformat.read(folder / Path(name).name, as_version=4) for name in names]
+        return [page.cells[1].outputs[0].data["text/plain"] for page in pages]
+
+    assert execute() == ["notebooks/left.ipynb"]
+    assert shown(tmp_path / "_build/stage/notebooks") == ["kept", "run"]
+    assert execute() == execute("--in-place") == []
+    assert shown(tmp_path / "notebooks") == ["kept", "run"]
+    assert execute("--all") == ["notebooks/kept.ipynb", "notebooks/left.ipynb"]

@@ -168,7 +168,7 @@ def test_a_notebook_gets_its_scale_as_a_parameter_and_is_stored_without_a_trace(
     env = execute_notebooks.environment()
     status = run_watched(command, watch=Watch(limit=120, idle=60), env=env)
     target = tmp_path / "stage" / "one.ipynb"
-    key = stored_outputs.key(nbformat.read(source, as_version=4), scale="smoke")
+    key = stored_outputs.key(nbformat.read(source, as_version=4), scale="smoke", root=tmp_path)
     assert execute_notebooks.store(source, target, status, key=key) == []
     assert source.read_bytes() == written
     stored = nbformat.read(target, as_version=4)

@@ -268,7 +268,7 @@ def main() -> int:
     names = {path.relative_to(ROOT).as_posix(): path for path in sources}
     print(f"== {len(names)} notebooks at scale {args.scale}", flush=True)
     keys = {
-        name: stored_outputs.key(nbformat.read(path, as_version=4), scale=args.scale)
+        name: stored_outputs.key(nbformat.read(path, as_version=4), scale=args.scale, root=ROOT)
         for name, path in names.items()
     }
     ready: dict[str, nbformat.NotebookNode] = {}

@@ -26,7 +26,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 from ersm_lab.images.data import default_dataset
 from ersm_lab.results import provenance
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "stored_outputs"  # in the metadata
 WORDS = {
     "cells": "its code cells",
@@ -37,7 +36,7 @@ WORDS = {
 }
 
 
-def key(notebook: nbformat.NotebookNode, *, scale: str, root: Path = ROOT) -> dict[str, str]:
+def key(notebook: nbformat.NotebookNode, *, scale: str, root: Path) -> dict[str, str]:
     """What the outputs of a notebook depend on, as it is today: hashes, and two words.
 
     Args:
