@@ -400,16 +400,21 @@ def pgd(
     low, high = (pixels - epsilon).clamp_min(0), (pixels + epsilon).clamp_max(1)
     start = torch.rand(pixels.shape, device=pixels.device, generator=generator)  # (B, 3, H, W)
     x = (pixels + epsilon * (2 * start - 1)).clamp(low, high)  # (B, 3, H, W)
-    best, best_loss = x, torch.full_like(labels, -math.inf, dtype=pixels.dtype)  # ..., (B,)
+    return climb(network, x, labels, low=low, high=high, size=step * epsilon, steps=steps)
+
+
+def climb(network, x, labels, *, low, high, size, steps):
+    """Steps of a size from x (B, 3, H, W), within low and high; the best that each image passed."""
+    best, best_loss = x, torch.full_like(labels, -math.inf, dtype=x.dtype)  # (B, 3, H, W), (B,)
     fooled = torch.zeros_like(labels, dtype=torch.bool)  # (B,)
     for _ in range(steps + 1):
-        logits, loss, gradient = _look(network, x, labels)
+        logits, loss, gradient = _look(network, x, labels)  # (B, classes), (B,), (B, 3, H, W)
         checks.answers(logits)
         wrong = logits.argmax(1) != labels  # (B,)
         better = (wrong & ~fooled) | ((wrong == fooled) & (loss > best_loss))  # (B,)
         best = torch.where(better[:, None, None, None], x, best)  # (B, 3, H, W)
         best_loss, fooled = torch.where(better, loss, best_loss), fooled | wrong
-        x = (x + step * epsilon * gradient.sign()).clamp(low, high)
+        x = (x + size * gradient.sign()).clamp(low, high)
     return best
 
 

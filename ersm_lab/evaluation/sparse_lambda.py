@@ -153,23 +153,14 @@ class LabelFreeLambda:
                 for sigma in noise:
                     noisy = x + sigma * torch.randn(x.shape, generator=lots).to(x)
                     seen.append(_residuals(model, coder, noisy))  # (B,)
-                    tries = []
-                    for value in grid:
-                        with using_lambda(model, value, layer=name):
-                            logits = model(noisy).float().log_softmax(1)
-                        gap = F.kl_div(logits, target, log_target=True, reduction="none").sum(1)
-                        tries.append(gap)  # (B,), of the prediction from that without noise
-                    lost.append(torch.stack(tries, 1).cpu())  # (B, grid)
-        residuals, divergence = torch.cat(seen), torch.cat(lost)
-        groups = residuals.argsort().tensor_split(bins)
-        best = [grid[divergence[group].mean(0).argmin()] for group in groups]
-        lambdas = isotonic_regression(best, weights=[len(group) for group in groups]).x
+                    lost.append(divergence(model, name, noisy, target, grid))  # (B, grid)
+        residuals, lambdas = rising_map(torch.cat(seen), torch.cat(lost), grid, bins)
         return cls(
             model=model,
             layer=name,
             reference=reference,
-            residuals=tuple(residuals[group].mean().item() for group in groups),
-            lambdas=tuple(lambdas.tolist()),
+            residuals=tuple(residuals),
+            lambdas=tuple(lambdas),
         )
 
     def choose(self, images: Tensor, *, batch_size: int = 500) -> Tensor:
@@ -210,6 +201,28 @@ class LabelFreeLambda:
         finally:
             handle.remove()
             coder.lambda_l1 = before
+
+
+def divergence(model, layer, noisy, target, grid):
+    """How far predictions of noisy images are, at each lambda of a grid, from the target's, (B, grid).
+
+    The target are log-probabilities (B, classes) of the same images without noise.
+    """
+    tries = []
+    for value in grid:
+        with using_lambda(model, value, layer=layer):
+            logits = model(noisy).float().log_softmax(1)  # (B, classes)
+        gap = F.kl_div(logits, target, log_target=True, reduction="none").sum(1)  # (B,)
+        tries.append(gap)
+    return torch.stack(tries, 1).cpu()
+
+
+def rising_map(residuals, lost, grid, bins):
+    """Knots from residuals (N,) and what each lambda lost, (N, grid): the best lambda a bin, rising."""
+    groups = residuals.argsort().tensor_split(bins)  # images of about the same residual
+    best = [grid[lost[group].mean(0).argmin()] for group in groups]
+    lambdas = isotonic_regression(best, weights=[len(group) for group in groups]).x
+    return [residuals[group].mean().item() for group in groups], lambdas.tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

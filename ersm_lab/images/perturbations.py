@@ -150,13 +150,19 @@ def occlude(
             f"size: an occluder has 1 to {min(height, width)} pixels a side, got {size!r}"
         )
     top, left = _places(position, count, height, width, size, seed, first)  # (N,), (N,)
+    return cover(images, _filling(images, fill, seed, first), top=top, left=left, size=size)
+
+
+def cover(images, filling, *, top, left, size):
+    """Images (N, H, W, 3) with the filling in a square of each, whose corner is at top, left (N,)."""
+    height, width = images.shape[1:3]
     rows, columns = (
         (pixel >= start[:, None]) & (pixel < start[:, None] + size)  # (N, H), (N, W)
         for start, pixel in ((top, np.arange(height)), (left, np.arange(width)))
     )
     covered = rows[:, :, None, None] & columns[:, None, :, None]  # (N, H, W, 1)
     covered = torch.from_numpy(covered).to(images.device)
-    return torch.where(covered, _filling(images, fill, seed, first), images)
+    return torch.where(covered, filling, images)
 
 
 def sliding_places(height: int, width: int, size: int) -> list[tuple[int, int]]:
