@@ -20,6 +20,7 @@ import yaml
 from address import home, rewrite, written
 from bound_numbers import check
 from golden_outputs import differences, frozen, shown
+from lighten import lighten
 from sphinx_external_toc.parsing import parse_toc_yaml
 from teaching import fill, sessions
 
@@ -153,6 +154,7 @@ def main() -> int:
         print("The book was not built: see the warnings above.", file=sys.stderr)
         return 1
     slim(html)
+    lighten(html)
     (html / ".nojekyll").touch()  # or GitHub Pages leaves out all that begins with an underscore
     print(f"\nThe book is at {(html / 'index.html').as_uri()}\n`make serve` shows it on localhost.")
     return 0

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 from bs4 import BeautifulSoup
+from lighten import LARGEST_VISIT, visit
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,6 +156,14 @@ def check_size(page: BeautifulSoup, path: Path, html: Path) -> list[str]:
     return [f"{size:,} bytes with its pictures, more than {LARGEST_PAGE:,}: make pictures smaller"]
 
 
+def check_visit(path: Path, html: Path) -> list[str]:
+    """A first visit to the page loads little enough for a slow line."""
+    size = sum(visit(path, html).values())
+    if size <= LARGEST_VISIT:
+        return []
+    return [f"a first visit loads {size:,} bytes, compressed, more than {LARGEST_VISIT:,}"]
+
+
 def check_book(html: Path, stage: Path) -> Report:
     """Look at every page that _toc.yml names.
 
@@ -177,7 +186,7 @@ def check_book(html: Path, stage: Path) -> Report:
             continue
         page = read(path)
         found = check_links(page, path, html) + check_pictures(page) + check_text(page)
-        found += check_size(page, path, html)
+        found += check_size(page, path, html) + check_visit(path, html)
         notebook = stage / f"{name}.ipynb"
         if notebook.exists():
             found += check_figures(page, path, notebook)

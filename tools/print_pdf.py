@@ -47,7 +47,7 @@ STYLE = """
   table:has(th:nth-child(7)) { font-size: 9px !important; line-height: 1.3 }
   h1, h2, h3, h4, dt { break-after: avoid }
   table, div:has(> table) { break-inside: auto !important }
-  .cell_input, figure, img, mjx-container[display=true], tr, .sd-col { break-inside: avoid }
+  .cell_input, figure, img, div.math, tr, .sd-col { break-inside: avoid }
   img { max-height: 24cm }
 }
 """
@@ -55,12 +55,11 @@ READY = """async () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
   for (const folded of document.querySelectorAll(".toggle-hidden"))
     folded.classList.remove("toggle-hidden");
-  await window.MathJax?.startup?.promise;
   await document.fonts.ready;
   const pictures = [...document.images];
   for (const picture of pictures) picture.loading = "eager";
   await Promise.all(pictures.map(picture => picture.decode().catch(() => null)));
-  const wide = "article mjx-container[display=true], article table, article .text_html";
+  const wide = "article div.math, article table, article .text_html";
   for (const element of document.querySelectorAll(wide)) {
     const room = (element.tagName === "TABLE" ? element.parentElement : element).clientWidth;
     if (room && element.scrollWidth > room + 1) element.style.zoom = room / element.scrollWidth;

@@ -2,13 +2,13 @@
 (() => {
   const WIDE = "wide";
   function fit() {
-    const all = [...document.querySelectorAll("mjx-container")];
+    const all = [...document.querySelectorAll(".math")];
     for (const equation of all) {
       equation.classList.remove(WIDE);
       equation.removeAttribute("tabindex");
     }
     const wide = all.filter(equation => {
-      if (equation.getAttribute("display") === "true") return equation.scrollWidth > equation.clientWidth;
+      if (equation.tagName === "DIV") return equation.scrollWidth > equation.clientWidth;
       const room = equation.closest("p, li, dd");  // a table scrolls as a whole
       return room && !equation.closest("table") && equation.offsetWidth > room.clientWidth;
     });
@@ -17,8 +17,7 @@
       equation.tabIndex = 0;
     }
   }
-  addEventListener("load", async () => {
-    await window.MathJax?.startup?.promise;
+  addEventListener("load", () => {
     fit();
     addEventListener("resize", fit);
     document.addEventListener("toggle", fit, true);  // what was folded had no width
