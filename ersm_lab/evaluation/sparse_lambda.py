@@ -6,9 +6,10 @@ accuracy: `oracle_lambda`. `LabelFreeLambda` reads it off the residual of the co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ class LabelFreeLambda:
         bins: int = 12,
         seed: int = 0,
         batch_size: int = 500,
+        using: Callable[[float], AbstractContextManager] | None = None,
     ) -> LabelFreeLambda:
         """Fit the map on training images.
 
@@ -115,6 +117,8 @@ class LabelFreeLambda:
             bins: groups of equal size that noisy images are put in by their residual.
             seed: of the noise.
             batch_size: images a pass.
+            using: opened with a lambda of the grid while the model is asked with it, to change more than
+                lambda; None is `using_lambda`.
 
         Raises:
             ValueError: no such layer, fewer noisy images than bins, an empty grid, or none where
@@ -145,6 +149,7 @@ class LabelFreeLambda:
                 f"{len(images)} images x {len(noise)} levels of noise with {len(grid)} lambdas do not "
                 f"fill {bins} bins: give more images, or a smaller number of bins"
             )
+        using = using or partial(using_lambda, model, layer=name)
         lots = torch.Generator().manual_seed(seed)
         seen, lost = [], []
         with evaluating(model):
@@ -155,7 +160,7 @@ class LabelFreeLambda:
                     seen.append(_residuals(model, coder, noisy))  # (B,)
                     tries = []
                     for value in grid:
-                        with using_lambda(model, value, layer=name):
+                        with using(value):
                             logits = model(noisy).float().log_softmax(1)
                         gap = F.kl_div(logits, target, log_target=True, reduction="none").sum(1)
                         tries.append(gap)  # (B,), of the prediction from that without noise
