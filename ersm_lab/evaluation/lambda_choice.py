@@ -231,7 +231,7 @@ def measure(
         Metrics: `images`; `grid`; `accuracy` and `lambda` by row and condition (label-free: the mean
         over images), `mean` by row as in `lambda_suite`; `response`, by condition the accuracy at each
         lambda of the grid, on clean images and under noise; `line`, slope and intercept; `fit`, knots of
-        the label-free map; `direction`, for the ways of `CHOSEN` the mean over the severities of noise of
+        the label-free map; `direction`, for the ways of `CHOSEN` the mean over severities of noise of
         the chosen lambda over that of training, minus one. "as-trained" is the lambda of training with
         the statistics of training.
         Answers: bools (N,) by "row/condition", for all rows but the oracle's.
