@@ -246,10 +246,10 @@ def status(options: argparse.Namespace) -> int:
 
 
 def claims(options: argparse.Namespace) -> int:
-    """Markdown page of the papers' claims: criteria, findings, verdicts."""
-    from ersm_lab import ledger
+    """Markdown page of the papers' claims: criteria, findings, verdicts, also by setting."""
+    from ersm_lab import ledger, ledger_settings
 
-    return _publish(ledger.page(), options.write)
+    return _publish(f"{ledger.page()}\n{ledger_settings.page()}", options.write)
 
 
 def scale(options: argparse.Namespace) -> int:

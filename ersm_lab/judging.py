@@ -10,10 +10,11 @@ Seven suites of questions, each with its own settings at every scale and its own
     objects     whether maps find the object of textured shapes, whose true masks are known
     spurious    accuracy where the background of textured shapes tells the truth and where it lies
 
-and two that only some networks are asked, by name:
+and three that only some networks are asked, by name:
 
     smoothing   accuracy on images that were simplified, as `smoothing_suite` does it
     lambda      accuracy of a sparse code whose lambda is chosen three ways, as `lambda_suite` does it
+    lambda-choice   the same four ways, with statistics to match, as `lambda_choice` does it
 
 `evaluate` asks a network; `judge` asks the trained network of an experiment one suite and writes its
 record, so that a card can be interrupted and goes on, and a change of what one suite uses, or of its
@@ -48,6 +49,7 @@ from ersm_lab.evaluation import deletion as token_deletion
 from ersm_lab.evaluation import (
     deletion_insertion,
     inference,
+    lambda_choice,
     lambda_suite,
     object_masks,
     rankings,
@@ -210,6 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spurious": Spurious(images=100),
         "smoothing": smoothing_suite.SUITES["smoke"],
         "lambda": lambda_suite.SUITES["smoke"],
+        "lambda-choice": lambda_choice.SUITES["smoke"],
     },
     "laptop": {
         "occlusion": Occlusion(images=2_500),
@@ -221,6 +224,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spurious": Spurious(images=2_000),
         "smoothing": smoothing_suite.SUITES["laptop"],
         "lambda": lambda_suite.SUITES["laptop"],
+        "lambda-choice": lambda_choice.SUITES["laptop"],
     },
     "full": {
         "occlusion": Occlusion(images=None),
@@ -232,6 +236,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spurious": Spurious(images=10_000),
         "smoothing": smoothing_suite.SUITES["full"],
         "lambda": lambda_suite.SUITES["full"],
+        "lambda-choice": lambda_choice.SUITES["full"],
     },
 }
 
@@ -691,6 +696,20 @@ def lambdas(
     return _measured(*lambda_suite.measure(model, data, training, settings=settings))
 
 
+def lambdas_chosen(
+    model: nn.Module,
+    data: ImageSet,
+    settings: lambda_choice.LambdaChoice,
+    *,
+    progress: bool = False,
+) -> Finding:
+    """Conditions and metrics of `lambda_choice.measure`."""
+    training = lab_data.load(
+        data.name, "train", limit=settings.fit_images, device=data.images.device
+    )
+    return _measured(*lambda_choice.measure(model, data, training, settings=settings))
+
+
 def _measured(metrics: dict, answers: Mapping[str, Tensor]) -> Finding:
     right = torch.stack([*answers.values()]).cpu()  # (conditions, N)
     return Finding(metrics=metrics, conditions=tuple(answers), right=right)
@@ -776,10 +795,11 @@ SUITES: dict[str, Callable[..., Finding]] = {
     "spurious": spurious,
     "smoothing": smoothing,
     "lambda": lambdas,
+    "lambda-choice": lambdas_chosen,
 }
 UNDER_CONDITIONS = ("occlusion", "corruption", "resolution")  # accuracies, and no gradients
 ON_SHAPES = ("objects", "spurious")  # need true object masks
-BY_NAME = ("smoothing", "lambda")  # of chapters 8 and 9; not on everyone's card
+BY_NAME = ("smoothing", "lambda", "lambda-choice")  # of chapters 8 and 9; not on everyone's card
 
 
 def suites_of(dataset: str) -> tuple[str, ...]:

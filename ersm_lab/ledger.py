@@ -10,6 +10,7 @@ Differences are paired over seeds and test images, with 95 % intervals (`statist
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from ersm_lab import judging
-from ersm_lab.evaluation import lambda_suite
+from ersm_lab.evaluation import lambda_choice, lambda_suite
 from ersm_lab.results import claims, records, statistics
 from ersm_lab.results.statistics import Difference
 from ersm_lab.views.tables import Table
@@ -301,6 +302,71 @@ def _robust_to_noise(row: str, base: str, base_row: str, words: str) -> Callable
     return judge
 
 
+def _larger_lambda(*methods: str) -> Callable[[str, str], list[Finding]]:
+    """SDNet 2 as `lambda_choice` asks it: which way lambda went under noise, then what it gained."""
+
+    def judge(dataset: str, scale: str) -> list[Finding]:
+        found = []
+        over = lambda_suite.averages(lambda_choice.SUITES[scale])["noise"]
+        for method, row in itertools.product(methods, lambda_choice.CHOSEN):
+            group = lambda_choice.of(method, dataset=dataset, scale=scale)
+            if not group:
+                continue
+            asked = [
+                Asked(
+                    method=method,
+                    suite="lambda-choice",
+                    conditions={f"{r}/{name}" for name in over}.__contains__,
+                )
+                for r in (row, "fixed")
+            ]
+            words = f"{method}, lambda by the {row} against that of training, under noise"
+            gain = _answered(Question(words=words, first=asked[0], second=asked[1]), dataset, scale)
+            mean, low, high = lambda_choice.direction(group, row)
+            figure = (
+                f"lambda over that of training, minus one: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+            )
+            outcome = gain[0]
+            if len(group) < 3 or (outcome == "reproduced" and low <= 0):
+                outcome = "open"
+            if len(group) >= 3 and high < 0:
+                outcome = "not reproduced"
+            methods_ = (f"{method}.lambda-choice",)
+            found.append(Finding(outcome=outcome, figure=f"{gain[1]}; {figure}", methods=methods_))
+        return found
+
+    return judge
+
+
+def _ahead_with_lambda(*pairs: tuple[str, str]) -> Callable[[str, str], list[Finding]]:
+    """SDNet 3 as `lambda_choice` asks it: a chosen lambda against a dense network."""
+
+    def judge(dataset: str, scale: str) -> list[Finding]:
+        over = lambda_suite.averages(lambda_choice.SUITES[scale])
+        settings = []
+        for (method, base), row in itertools.product(pairs, lambda_choice.CHOSEN):
+            questions = []
+            for what, name in (("noise", "noise"), ("all", "all kinds")):
+                first, second = (
+                    Asked(
+                        method=m,
+                        suite=suite,
+                        conditions={f"{r}/{condition}" for condition in over[what]}.__contains__,
+                    )
+                    for m, suite, r in ((method, "lambda-choice", row), (base, "lambda", "plain"))
+                )
+                words = f"{method}, lambda by the {row}, against {base}, {name}"
+                questions.append(Question(words=words, first=first, second=second))
+            settings.append(questions)
+        return _asked(*settings)(dataset, scale)
+
+    return judge
+
+
+def _all(*judges: Callable[[str, str], list[Finding]]) -> Callable[[str, str], list[Finding]]:
+    return lambda dataset, scale: [f for judge in judges for f in judge(dataset, scale)]
+
+
 def _saves_counted(*pairs: tuple[str, str]) -> Callable[[str, str], list[Finding]]:
     """Claim (g): only a network that meets (a) and (b) has redundant tokens to count."""
 
@@ -385,6 +451,24 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
+        key="ERSM (c, tokens)",
+        paper="devynck2026ersm",
+        text="Robustness to structured occlusion improves, as deletion of tokens.",
+        criterion=(
+            "What the released code calls robustness: accuracy while tokens of the map behind the mask "
+            "are deleted, here in random order, mean over the shares, against the dense network. "
+            f"{_BETTER}. "
+            "Written when the records were there. A gain is no merit of the energy while `random-half`, "
+            "which has none, gains more."
+        ),
+        judge=_asked(
+            *(
+                _against(m, "ablation-dense", "deletion", lambda c: c.startswith("random."))
+                for m in ("ablation-ersm", "gentle")
+            )
+        ),
+    ),
+    Claim(
         key="ERSM (d)",
         paper="devynck2026ersm",
         text="Masks are interpretable and isolate objects without pixel labels.",
@@ -435,16 +519,34 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         key="ERSM (g)",
         paper="devynck2026ersm",
-        text="Dense processing is redundant computation.",
+        text="Dense processing is redundant computation, and this mask saves it.",
         criterion=(
             "Counted: a network that meets (a) and (b) needs fewer multiply-accumulates "
             "behind its mask: "
-            "reproduced as a count. Saved time: untestable here, since no kernel of the "
-            "bench skips "
-            "dropped tokens."
+            "reproduced as a count. Saved time is a claim of its own, below."
         ),
         judge=_saves_counted(
             ("ersm", "dense"), ("ablation-ersm", "ablation-dense"), ("gentle", "ablation-dense")
+        ),
+    ),
+    Claim(
+        key="ERSM (g, redundancy)",
+        paper="devynck2026ersm",
+        text="Dense processing is redundant computation, whoever saves it.",
+        criterion=(
+            "Half of the weights of the dense network pruned by magnitude, `pruned`: accuracy as ERSM "
+            "(a). It shows that half of the multiply-adds can be spared, and nothing of a mask. Written "
+            "when the records were there."
+        ),
+        judge=_preserved(("pruned", "ablation-dense")),
+    ),
+    Claim(
+        key="ERSM (g, milliseconds)",
+        paper="devynck2026ersm",
+        text="This mask saves time.",
+        criterion=(
+            "A network that skips dropped tokens, against the smaller dense network of the same time an "
+            "image: its accuracy is higher by a 95 % interval above zero."
         ),
     ),
     Claim(
@@ -498,6 +600,26 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
+        key="ISVS 5",
+        paper="zhou2024isvs",
+        text="It retains textures and contours that frequency-based smoothing takes away.",
+        criterion=(
+            "None that a record could meet yet. In the figures of chapter 8 the contours stay and the "
+            "textures go. The gradient that is left inside textures, over the test images, against a "
+            "low-pass of equal retained energy, would decide."
+        ),
+    ),
+    Claim(
+        key="ISVS 6",
+        paper="zhou2024isvs",
+        text="A sparsified image costs O(p) for p pixels.",
+        criterion=(
+            "Milliseconds an image at 32 and at 224 pixels a side, one thread, for the same steps of "
+            "the path and the projection: reproduced if 49 times the pixels take at most 1.5 times 49 "
+            "times as long; otherwise not."
+        ),
+    ),
+    Claim(
         key="SDNet 1",
         paper="dai2022sdnet",
         text="A sparse code in place of the first convolution keeps accuracy.",
@@ -521,9 +643,14 @@ CLAIMS: tuple[Claim, ...] = (
             "end under one point. Otherwise open. Judged for `sdnet-pixels`, `sdnet` and `sdnet-all`, "
             "for lambda by the published line from the residual, fitted on noisy training images with "
             "their labels, and for the label-free one; only the first sparse layer's lambda moves. "
-            "The choice by test labels is shown as an oracle and judges nothing."
+            "The choice by test labels is shown as an oracle and judges nothing. The question as it "
+            "was first asked, of `sdnet` with the statistics of training and without the direction, "
+            "stands last."
         ),
-        judge=_robust_to_noise("label-free", "sdnet", "fixed", "label-free against fixed lambda"),
+        judge=_all(
+            _larger_lambda("sdnet-pixels", "sdnet", "sdnet-all"),
+            _robust_to_noise("label-free", "sdnet", "fixed", "label-free against fixed lambda"),
+        ),
     ),
     Claim(
         key="SDNet 3",
@@ -532,13 +659,45 @@ CLAIMS: tuple[Claim, ...] = (
         criterion=(
             "The same noise, and the mean over all kinds of corruption: `sdnet-pixels` against "
             "`dense-pixels`, `sdnet` and `sdnet-all` against the dense network, lambda by the published "
-            f"line and label-free. {_BETTER} for both; for noise only: partly."
+            f"line and label-free. {_BETTER} for both; for noise only: partly. As first asked, of "
+            "`sdnet` with the statistics of training, it stands last."
         ),
-        judge=_robust_to_noise(
-            "label-free",
-            "ablation-dense",
-            "plain",
-            "sdnet with label-free lambda against ablation-dense",
+        judge=_all(
+            _ahead_with_lambda(
+                ("sdnet-pixels", "dense-pixels"),
+                ("sdnet", "ablation-dense"),
+                ("sdnet-all", "ablation-dense"),
+            ),
+            _robust_to_noise(
+                "label-free",
+                "ablation-dense",
+                "plain",
+                "sdnet with label-free lambda against ablation-dense",
+            ),
+        ),
+    ),
+    Claim(
+        key="SDNet 4",
+        paper="dai2022sdnet",
+        text="It is more robust to adversarial noise.",
+        criterion=(
+            "As ISVS 4, `sdnet` against the dense network and `sdnet-pixels` against the dense network "
+            f"with its stem. {_BETTER}. Written when the records of `sdnet` were there, before those of "
+            "`sdnet-pixels`."
+        ),
+        judge=_asked(
+            _against("sdnet", "ablation-dense", "attacks", lambda c: c == "autoattack.2"),
+            _against("sdnet-pixels", "dense-pixels", "attacks", lambda c: c == "autoattack.2"),
+        ),
+    ),
+    Claim(
+        key="SDNet 5",
+        paper="dai2022sdnet",
+        text="Its sparse layer is interpretable.",
+        criterion=(
+            "None that a record could meet: chapter 9 shows the atoms, and that two steps leave about "
+            "half of the coefficients in use. A blind comparison of its atoms with the filters of the "
+            "dense network, by a measure fixed before, would be one."
         ),
     ),
 )

@@ -178,6 +178,13 @@ def test_operations_are_counted_by_hand(network):
     assert not network[0]._forward_hooks and network.training
 
 
+def test_budgets_count_every_setting_once_and_dense_networks_not_at_all():
+    shown = cells(h.budget_table())
+    assert shown["SDNet"]["settings"] == "2" and shown["SDNet"]["networks"] == "6"
+    assert shown["pruning"]["settings"] == shown["Cutout"]["settings"] == "1"
+    assert int(shown["ERSM"]["networks"]) > int(shown["ERSM"]["settings"]) > 20
+
+
 def test_an_unknown_layer_is_named(network):
     with pytest.raises(ValueError, match="no layer 'gone': choose of 0, 1, 2, 3"):
         h.counted(network, torch.zeros(1, 3, 8, 8), behind="gone")

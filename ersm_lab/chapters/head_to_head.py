@@ -22,10 +22,12 @@ from ersm_lab.chapters.robustness_report import judged, share_right
 from ersm_lab.evaluation.inference import energy_masks, evaluating
 from ersm_lab.evaluation.rankings import CLASS_FREE
 from ersm_lab.ledger import NOT_RUN
+from ersm_lab.networks import controls
 from ersm_lab.networks.sparse_coding import SparseCoding2d
 from ersm_lab.results import records, statistics
 from ersm_lab.results.statistics import Difference
 from ersm_lab.training import experiments
+from ersm_lab.training.runs import MaskPlace
 from ersm_lab.views.tables import Table
 from ersm_lab.views.widgets import Widget, checked_name, fill, script_json
 
@@ -187,6 +189,56 @@ def balance_table(found: Mapping[str, Mapping[str, Difference | None]], *, base:
         rows.append([method, *(", ".join(names) or "–" for names in kinds.values())])
     header = ["method", "ahead", "behind", "not told apart", NOT_RUN]
     return Table(header=header, rows=rows, caption=f"Against {base}, by the marks above")
+
+
+# Who was given how many trials: what was searched, and on what. A setting with a record is a row of
+# the list of experiments on the ablation's network; what was tried without a record is not counted.
+SEARCHED: dict[str, tuple[str, str]] = {
+    "ERSM": (
+        "weights of both energies, place, gate, temperature, noise, schedule",
+        "validation images of one seed, then of three; trial runs without a record before",
+    ),
+    "a mask that knows nothing": ("nothing: half is kept", "–"),
+    "Cutout": ("nothing: one side", "–"),
+    "ISVS and its low-pass": ("nothing: levels as published, first guess of a schedule", "–"),
+    "SDNet": ("nothing: as published", "–"),
+    "pruning": ("nothing: half of the weights", "–"),
+}
+
+
+def family(experiment: experiments.Experiment) -> str | None:
+    """Of `SEARCHED`, whose trial an experiment is; None for a dense network or another backbone."""
+    config = experiment.config
+    if getattr(config, "sparsity", None):
+        return "pruning"
+    if getattr(config, "smoothing", None):
+        return "ISVS and its low-pass"
+    if getattr(config, "coding", None):
+        return "SDNet"
+    mask = getattr(config, "mask", None)
+    if isinstance(mask, MaskPlace):
+        return "a mask that knows nothing" if mask.preset in controls.KINDS else "ERSM"
+    return "Cutout" if config.train.augment.cutout else None
+
+
+def budget_table(*, dataset: str = "cifar10", scale: str = "laptop") -> Table:
+    """How many settings of each family are in the list, how many networks, and what was searched."""
+    trials: dict[str, dict[str, int]] = {name: {} for name in SEARCHED}
+    for experiment in experiments.experiments(scale, dataset=dataset):
+        if getattr(experiment.config, "backbone", None) != experiments.ABLATION_BACKBONE[scale]:
+            continue
+        name = family(experiment)
+        if name:
+            trials[name][experiment.method] = trials[name].get(experiment.method, 0) + 1
+    rows = [
+        [name, str(len(trials[name])), str(sum(trials[name].values())), *words]
+        for name, words in SEARCHED.items()
+    ]
+    return Table(
+        header=["method", "settings", "networks", "searched", "chosen on"],
+        rows=rows,
+        caption=f"Settings on the ablation's network, {dataset}, {scale} scale",
+    )
 
 
 def _measures(rows: Mapping[str, Mapping]) -> list[str]:

@@ -6,9 +6,10 @@ accuracy: `oracle_lambda`. `LabelFreeLambda` reads it off the residual of the co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ class LabelFreeLambda:
         bins: int = 12,
         seed: int = 0,
         batch_size: int = 500,
+        using: Callable[[float], AbstractContextManager] | None = None,
     ) -> LabelFreeLambda:
         """Fit the map on training images.
 
@@ -115,6 +117,8 @@ class LabelFreeLambda:
             bins: groups of equal size that noisy images are put in by their residual.
             seed: of the noise.
             batch_size: images a pass.
+            using: opened with a lambda of the grid while the model is asked with it, to change more than
+                lambda; None is `using_lambda`.
 
         Raises:
             ValueError: no such layer, fewer noisy images than bins, an empty grid, or none where
@@ -145,6 +149,7 @@ class LabelFreeLambda:
                 f"{len(images)} images x {len(noise)} levels of noise with {len(grid)} lambdas do not "
                 f"fill {bins} bins: give more images, or a smaller number of bins"
             )
+        using = using or partial(using_lambda, model, layer=name)
         lots = torch.Generator().manual_seed(seed)
         seen, lost = [], []
         with evaluating(model):
@@ -153,7 +158,7 @@ class LabelFreeLambda:
                 for sigma in noise:
                     noisy = x + sigma * torch.randn(x.shape, generator=lots).to(x)
                     seen.append(_residuals(model, coder, noisy))  # (B,)
-                    lost.append(divergence(model, name, noisy, target, grid))  # (B, grid)
+                    lost.append(divergence(model, noisy, target, grid, using))  # (B, grid)
         residuals, lambdas = rising_map(torch.cat(seen), torch.cat(lost), grid, bins)
         return cls(
             model=model,
@@ -203,14 +208,14 @@ class LabelFreeLambda:
             coder.lambda_l1 = before
 
 
-def divergence(model, layer, noisy, target, grid):
+def divergence(model, noisy, target, grid, using):
     """How far predictions of noisy images are, at each lambda of a grid, from the target's, (B, grid).
 
-    The target are log-probabilities (B, classes) of the same images without noise.
+    The target are log-probabilities (B, classes) of the same images without noise; `using` sets lambda.
     """
     tries = []
     for value in grid:
-        with using_lambda(model, value, layer=layer):
+        with using(value):
             logits = model(noisy).float().log_softmax(1)  # (B, classes)
         gap = F.kl_div(logits, target, log_target=True, reduction="none").sum(1)  # (B,)
         tries.append(gap)
