@@ -111,7 +111,7 @@ WORDS: dict[str, Words] = {
         yes="Skipped tokens save time at equal accuracy.",
         no="A smaller dense network is as fast, and as good.",
         settles="records of networks that skip dropped tokens",
-        chapters=("", "", "14", ""),
+        chapters=("", "", "13", ""),
     ),
     "ISVS 1": Words(
         yes="It is more robust to corruption than vanilla.",

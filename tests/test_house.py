@@ -16,6 +16,7 @@ FLOORS = (
     "evaluation",
     "training",
     "photographs",
+    "milliseconds",
     "",
 )
 FLOORS += ("chapters", "exercises")  # "" is the folder itself

@@ -24,7 +24,7 @@ def test_the_line_is_drawn_between_neighbours_in_time():
 
 def fake(accuracies, seed, images=400):
     right = torch.arange(images) < accuracies * images
-    metrics = {"test_accuracy": accuracies, "validation": {}}
+    metrics = {"test_accuracy": accuracies, "val_accuracy": accuracies, "validation": {}}
     config = {"test_images": images}
     return {"seed": seed, "metrics": metrics, "answers": answer_bits.pack(right), "config": config}
 
@@ -53,6 +53,14 @@ def test_a_network_is_held_against_dense_ones_of_its_time(study):
     assert study.gap("tokens-ersm-0.05").mean == pytest.approx(0, abs=0.2)
     on_it = study.above_line("tokens-dense-narrow")
     assert on_it.mean == pytest.approx(0, abs=1e-9)
+
+
+def test_the_rival_is_the_best_dense_network_that_is_no_slower(study):
+    assert study.rival("tokens-ersm-0.05") == "tokens-dense-two-blocks"
+    assert study.rival("tokens-dense") == "tokens-dense"
+    for found in study.clocks.values():
+        found[verdicts.PLACE]["tokens-ersm-0.05"]["us"] = 0.5
+    assert study.rival("tokens-ersm-0.05") is None
 
 
 def test_a_goal_is_reached_in_every_seed_or_not(study):

@@ -52,6 +52,13 @@ class Study:
         """Of test accuracy, in points."""
         return statistics.difference(self.networks[method], self.networks[base])
 
+    def rival(self, method: str) -> str | None:
+        """The dense network that is no slower, of the best validation accuracy; None where all are."""
+        us = {m: np.mean(list(self.us(m).values())) for m in (method, DENSE, *SMALLER)}
+        fast = [m for m in (DENSE, *SMALLER) if us[m] <= us[method]]
+        right = {m: np.mean([r["metrics"]["val_accuracy"] for r in self.networks[m]]) for m in fast}
+        return max(right, key=right.get, default=None)
+
     def above_line(self, method: str) -> Difference:
         """Test accuracy minus that of dense networks of the same time, in points (criterion 3)."""
         dense = {m: statistics.answers(self.networks[m]) for m in (DENSE, *SMALLER)}
