@@ -566,8 +566,8 @@ CLAIMS: tuple[Claim, ...] = (
         paper="devynck2026ersm",
         text="This mask saves time.",
         criterion=(
-            "Accuracy of a network that skips dropped tokens and keeps half, against the best dense network "
-            f"that is no slower. {_BETTER}."
+            "Accuracy of a network that skips dropped tokens and keeps half, against the best dense "
+            f"network that is no slower. {_BETTER}."
         ),
         judge=_saves_time,
     ),
