@@ -66,18 +66,6 @@ def test_curves_without_any_record_are_an_empty_picture_that_says_so():
     assert "absent" in figure.get_suptitle() and not figure.axes[0].lines
 
 
-def test_gallery_gives_every_failure_its_verdict():
-    figure = training_figures.gallery({"failed": "too open", "absent": "unknown"}, cured="cured")
-    titles = [axis.get_title() for axis in figure.axes[:2]]
-    assert titles[0].endswith("→ all on") and titles[1].endswith("→ not recorded yet")
-    assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 2
-
-
-def test_a_gallery_has_three_columns():
-    figure = training_figures.gallery(dict.fromkeys("abcd", "?"), cured="cured")
-    assert [axis.get_visible() for axis in figure.axes] == [True] * 4 + [False] * 2
-
-
 def test_four_columns_are_a_square():
     figure = training_figures.curves(["cured"], ["loss", "kept", "val_accuracy", "loss"])
     assert len(figure.axes) == 4 and figure.axes[0].get_gridspec().ncols == 2
