@@ -198,34 +198,6 @@ def test_each_method_is_held_against_its_own_network(monkeypatch):
     ]
 
 
-def test_the_price_is_drawn_where_records_are(monkeypatch):
-    def one(seed, kept, answers):
-        answers = answer_bits.pack(torch.tensor([bool(a) for a in answers]))
-        metrics = {"mask": {"kept_fraction": kept}}
-        config = {"test_images": 4, "mask": None}
-        return dict(seed=seed, name="", metrics=metrics, config=config, answers=answers)
-
-    groups = {
-        "dense": [one(seed, 1.0, [1, 1, 1, 0]) for seed in (0, 1)],
-        "masked": [one(0, 0.5, [1, 1, 0, 0]), one(1, 0.7, [1, 1, 0, 0])],
-        "lots": [one(0, 0.5, [1, 0, 0, 0])],
-    }
-    groups["lots"][0]["config"]["mask"] = {"preset": "random"}
-    monkeypatch.setattr(ablation, "of", lambda method, **place: groups.get(method, []))
-    bases = {"masked": "dense", "missing": "dense", "lots": "dense"}
-    labels = {"masked": (5, 5), "missing": (5, 5)}
-    (axis,) = ablation.draw_price(bases, labels=labels, goal=(0.3, 0.5)).axes
-    assert [text.get_text() for text in axis.texts] == ["masked"]
-    mark, by_lot = [bar.lines[0] for bar in axis.containers]
-    assert mark.get_xydata().tolist() == [[pytest.approx(40), pytest.approx(25)]]  # dropped, lost
-    assert by_lot.get_markerfacecolor() == "white" != mark.get_markerfacecolor()
-    (goal,) = axis.patches
-    left, low, width, height = *goal.get_xy(), goal.get_width(), goal.get_height()
-    assert left == 30 and low + height == pytest.approx(0.5)
-    assert left + width == pytest.approx(axis.get_xlim()[1])
-    plt.close("all")
-
-
 def test_the_spread_within_images_is_a_column_of_its_own():
     plain, more = (ablation.masks(["ablation-ersm"], within=w).header for w in (False, True))
     assert [name for name in more if name not in plain] == ["sd within an image"]

@@ -77,3 +77,45 @@ def test_unsolved_is_open():
 
     assert attempt(unsolved, training.check_variance_shares).kind == "open"
     assert attempt(unsolved, training.check_keep_probability).kind == "open"
+
+
+# ---------------------------------------------------------------------------------- verdicts
+
+
+def verdict(kept, within, cost, share, *, level_first=True, flat=0.02):
+    if cost > 1 and not level_first:
+        return "adaptive"
+    if kept > 0.99:
+        return "all on"
+    if kept < 0.02:
+        return "all off"
+    if within < flat:
+        return "at its cap" if abs(kept - 0.5) <= 0.02 else "uniform"
+    if abs(cost) < 0.3:
+        return "fixed pattern" if share > 0.5 else "interchangeable"
+    return "adaptive" if cost > 1 else "undecided"
+
+
+def test_the_right_verdict_is_right():
+    assert training.check_verdict(verdict) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda *mask: verdict(*mask, level_first=False), "come first"),
+        (lambda kept, within, cost, share: verdict(kept, within, max(cost, 0), share), "the sign"),
+        (
+            lambda kept, within, cost, share: verdict(
+                kept, within, 0 if share > 0.5 else cost, share
+            ),
+            "only if another image's mask costs nothing",
+        ),
+        (lambda k, w, c, s: verdict(0.5 if w < 0.01 and k == 0.3 else k, w, c, s), "next to 1/2"),
+        (lambda k, w, c, s: verdict(k, w, c, 0.0), "tells these two apart"),
+        (lambda *mask: verdict(*mask, flat=0.0), "this mask is"),
+        (lambda *mask: "good", "not 'good'"),
+    ],
+)
+def test_a_wrong_verdict_is_told_what_is_wrong(wrong, told):
+    assert told in training.check_verdict(wrong)

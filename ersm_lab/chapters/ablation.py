@@ -15,7 +15,6 @@ from torch import nn
 
 from ersm_lab.evaluation.inference import evaluating, only_mask
 from ersm_lab.images.data import ImageSet
-from ersm_lab.networks import controls
 from ersm_lab.results import records
 from ersm_lab.results.claims import CRITERIA, Criteria, accuracy_is_preserved, sparsity_adapts
 from ersm_lab.results.statistics import difference, of
@@ -115,25 +114,6 @@ def verdicts(
         rows.append([method, a.outcome, a.reason, b.outcome, b.reason])
     header = ["method", "(a) accuracy preserved", "why", "(b) sparse and adaptive", "why"]
     return Table(header=header, rows=rows, caption=f"{dataset}, {scale} scale")
-
-
-NAMES = {  # where names stand in `draw_price`, so that they do not lie on each other
-    "gentle": (6, -9),
-    "late-0.012": (-8, -9),
-    "after-group2-0.01": (8, -11),
-    "gentle-temperature-1": (8, 8),
-    "ablation-ersm": (10, 14),
-    "ersm": (8, -8),
-    "ersm-gentle": (6, -9),
-    "longer-gentle": (-6, 12),
-    "after-group2": (8, 9),
-    "eight-neighbours": (-8, 9),
-    "random-half": (-8, 9),
-    "attached-projection": (-8, 9),
-    "after-group3-0.05": (-2, 46),
-    "fresh-ersm": (8, -8),
-    "fresh-pair": (-6, -14),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,80 +247,6 @@ def draw_grid(
         fontsize=8,
         title_fontsize=9,
     )
-    return figure
-
-
-def draw_price(
-    bases: Mapping[str, str],
-    *,
-    goal: tuple[float, float],
-    labels: Mapping[str, tuple[float, float]] = NAMES,
-    dataset: str = "cifar10",
-    scale: str = "laptop",
-) -> Figure:
-    """Points of accuracy lost against the share of tokens dropped, one mark a method.
-
-    Bars are 95 % intervals of the loss, and the range over seeds of the share. Masks that are drawn by
-    lot (`controls`) are hollow.
-
-    Args:
-        bases: method -> the dense network that it is held against; each of them has a marker.
-        goal: share dropped, 0 to 1, and points lost; from there on and up to there is the goal.
-        labels: method -> where its name stands, in points to the right of the mark (negative: to the
-            left) and above it; the others have none.
-        dataset, scale: which records.
-    """
-    figure, axis = plt.subplots(figsize=(7.6, 4.6))
-    place = {"dataset": dataset, "scale": scale}
-    styles = dict(zip(dict.fromkeys(bases.values()), ("o", "s", "^", "D"), strict=False))
-    seen = set()
-    for method, base in bases.items():
-        group, dense = of(method, **place), of(base, **place)
-        if not {r["seed"] for r in group} & {r["seed"] for r in dense}:
-            continue
-        found = difference(group, dense)
-        dropped = [100 * (1 - r["metrics"]["mask"]["kept_fraction"]) for r in group]
-        x, y = fmean(dropped), -found.mean
-        mask = group[0]["config"].get("mask") or {}
-        by_lot = mask.get("preset") in controls.KINDS
-        axis.errorbar(
-            x,
-            y,
-            xerr=[[x - min(dropped)], [max(dropped) - x]],
-            yerr=[[y + found.high], [-found.low - y]],
-            fmt=styles[base],
-            color="#0072B2",
-            markerfacecolor="white" if by_lot else "#0072B2",
-            elinewidth=0.8,
-            label=None if base in seen else f"against {base}",
-        )
-        seen.add(base)
-        if method in labels:
-            right, up = labels[method]
-            axis.annotate(
-                method,
-                (x, y),
-                (right, up),
-                textcoords="offset points",
-                fontsize=8,
-                ha="left" if right > 0 else "right",
-                va="center",
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1),
-            )
-    share, points = goal
-    axis.axhline(0, color="0.5", linewidth=0.8)
-    (low, high), most = axis.get_ylim(), axis.get_xlim()[1] + 5
-    corner, width, height = (100 * share, low), most - 100 * share, points - low
-    box = dict(facecolor="none", edgecolor="#009E73", hatch="//", linewidth=0.8, alpha=0.6)
-    axis.add_patch(Rectangle(corner, width, height, label="the goal", **box))
-    axis.set(
-        title="What dropping tokens costs: mean of the seeds, 95 % interval",
-        xlabel="tokens dropped [%]",
-        ylabel="accuracy lost [percentage points]",
-        xlim=(0, most),
-        ylim=(low, high),
-    )
-    axis.legend(fontsize=8, loc="upper left")
     return figure
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ersm_lab.results import claims
 from ersm_lab.results.statistics import of
 from ersm_lab.training.loop import TrainSettings, rate_factor
 from ersm_lab.views.tables import Table, percent
@@ -65,7 +66,7 @@ class Criteria:
     near: float = 0.02
     flat: float = 0.02
     same: float = 0.3
-    adaptive: float = 1.0
+    adaptive: float = claims.CRITERIA.other_image  # one line with claim (b)
     share: float = 0.5
 
 
@@ -100,7 +101,7 @@ def verdict(record: Mapping[str, Any], *, criteria: Criteria = CRITERIA) -> Verd
         raise ValueError(f"{record['name']} has no mask to judge")
     kept, within = metrics["mask"]["kept_fraction"], metrics["mask"]["within_image_sd"]
     cost, share = cost_of_another(record), position_share(record)
-    kind = _kind(kept, within, cost, share, criteria)
+    kind = kind_of(kept, within, cost, share, criteria)
     relative = f" ({100 * relative_spread(record):.0f} % of the mean)"
     reason = (
         f"mean mask {kept:.3f}, sd within an image {within:.3f}{relative}; another image's mask "
@@ -109,7 +110,18 @@ def verdict(record: Mapping[str, Any], *, criteria: Criteria = CRITERIA) -> Verd
     return Verdict(kind=kind, reason=reason)
 
 
-def _kind(kept: float, within: float, cost: float, share: float, criteria: Criteria) -> str:
+def kind_of(
+    kept: float, within: float, cost: float, share: float, criteria: Criteria = CRITERIA
+) -> str:
+    """One of `KINDS`, from what a verdict rests on.
+
+    Args:
+        kept: mean mask, 0 to 1.
+        within: its standard deviation within an image.
+        cost: of another image's mask, in points.
+        share: of the mask's variance that its mean by position explains, 0 to 1.
+        criteria: where the lines are drawn.
+    """
     if kept > criteria.on:
         return "all on"
     if kept < criteria.off:

@@ -1,5 +1,5 @@
-"""The pictures of the training chapter: curves of several rows, a gallery of failures, masks as they
-are, and accuracy with the mask replaced. Rows that are not recorded yet are named, not drawn."""
+"""The pictures of the training chapter: curves of several experiments, masks as they are, and
+accuracy with the mask replaced. Experiments that are not recorded yet are named, not drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ersm_lab.chapters import collapse
 from ersm_lab.results.statistics import of
 from ersm_lab.views.figures import MARKERS
 
@@ -102,53 +101,6 @@ def draw_curve(axis: Axes, group: Sequence[Mapping], column: str, **style) -> No
     axis.fill_between(
         epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.18, linewidth=0
     )
-
-
-def gallery(
-    failures: Mapping[str, str],
-    *,
-    cured: str,
-    dataset: str = "cifar10",
-    scale: str = "laptop",
-) -> Figure:
-    """Failures, one panel each, beside the cured row: the mean mask and its spread within an image.
-
-    Args:
-        failures: row -> what is wrong with it, in a few words.
-        cured: the row with all the cures.
-        dataset, scale: which records.
-    """
-    healthy = of(cured, dataset=dataset, scale=scale)
-    across = min(3, len(failures))
-    down = -(-len(failures) // across)
-    size = (2.9 * across + 0.5, 2.5 * down + 0.8)
-    figure, axes = plt.subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
-    for axis, (method, words) in zip(axes.flat, failures.items(), strict=False):
-        group = of(method, dataset=dataset, scale=scale)
-        for whose, what, colour in (("all cures", healthy, "0.6"), ("this row", group, "#D55E00")):
-            if not what:
-                continue
-            for column, name, marker, line in (
-                ("val_kept_fraction", "mean mask", "o", "-"),
-                ("val_within_image_sd", "sd within an image", "^", ":"),
-            ):
-                style = dict(marker=marker, linestyle=line, color=colour)
-                draw_curve(axis, what, column, label=f"{name}, {whose}", **style)
-        outcome = collapse.tally(group) if group else "not recorded yet"
-        axis.set_title(f"{method}: {words}\n→ {outcome}", fontsize=10)
-        axis.set_ylim(-0.04, 1.06)
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    for axis in axes.flat[len(failures) :]:
-        axis.set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("mask  (dimensionless)")
-    labelled = [axis.get_legend_handles_labels() for axis in axes.flat]
-    handles, labels = max(labelled, key=lambda pair: len(pair[0]))
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
-    return figure
 
 
 def accuracy_by_mask(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ersm_lab.chapters.collapse import variance_shares
+from ersm_lab.chapters.collapse import CRITERIA, KINDS, kind_of, variance_shares
 
 TOLERANCE = 1e-6
 
@@ -79,6 +79,45 @@ def check_keep_probability(function: Callable) -> str | None:
             f"at z = {z[at]:g} with noise {noise:g} it gives {answer[at]:.4f}; of many draws a share "
             f"of {right[at]:.4f} is kept"
         )
+    return None
+
+
+MASKS = (  # mean mask, sd within an image, cost of another's in points, share of the position
+    (0.995, 0.01, 0.0, 0.1),
+    (0.008, 0.001, 0.0, 0.1),
+    (0.500, 0.001, 0.0, 0.1),
+    (0.300, 0.001, 0.0, 0.1),
+    (0.250, 0.430, 0.0, 1.0),
+    (0.500, 0.500, 0.1, 0.02),
+    (0.530, 0.487, 4.3, 0.1),
+    (0.530, 0.487, 0.6, 0.1),
+    (0.008, 0.002, 1.8, 0.07),  # a trap each, from here on
+    (0.300, 0.001, 1.8, 0.1),
+    (0.500, 0.500, -0.6, 0.02),
+    (0.400, 0.450, 4.0, 0.9),
+)
+
+
+def check_verdict(function: Callable) -> str | None:
+    """verdict(kept, within, cost, share) -> one of `KINDS`, by the criteria of the chapter."""
+    for kept, within, cost, share in MASKS:
+        given, right = function(kept, within, cost, share), kind_of(kept, within, cost, share)
+        if given == right:
+            continue
+        if given not in KINDS:
+            return f"give one of {', '.join(KINDS)}, not {given!r}"
+        numbers = f"mean {kept}, sd {within}, another's mask costs {cost} points, share {share}"
+        if right in ("all off", "uniform") and cost > CRITERIA.adaptive:
+            return f"{numbers}: the level and the spread come first, whatever another's mask costs"
+        if cost < 0:
+            return f"{numbers}: a mask that another's betters is not the same: mind the sign"
+        if right == "adaptive" and given == "fixed pattern":
+            return f"{numbers}: a pattern is fixed only if another image's mask costs nothing"
+        if {given, right} == {"at its cap", "uniform"}:
+            return f"{numbers}: at its cap is next to 1/2, uniform is any other level"
+        if {given, right} == {"fixed pattern", "interchangeable"}:
+            return f"{numbers}: what the mean by position explains tells these two apart"
+        return f"{numbers}: this mask is {right}, not {given}"
     return None
 
 
