@@ -51,9 +51,9 @@ class ClockSettings:
     """
 
     batches: tuple[int, ...] = (1, 32, 256)
-    images: int = 512
-    single: int = 64
-    rounds: int = 11
+    images: int = 256
+    single: int = 32
+    rounds: int = 7
     threads: tuple[int, ...] = (1, 2)
 
 

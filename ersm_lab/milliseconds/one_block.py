@@ -38,12 +38,12 @@ class BlockSettings:
     """
 
     widths: tuple[int, ...] = (96, 192, 384)
-    batches: tuple[int, ...] = (1, 8, 64, 512)
+    batches: tuple[int, ...] = (1, 8, 64, 256)
     shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
     threads: tuple[int, ...] = (1, 2)
     side: int = 8
     expansion: int = 4
-    rounds: int = 9
+    rounds: int = 5
 
 
 SMOKE = BlockSettings(widths=(16,), batches=(1, 8), shares=(0.5, 1.0), threads=(1,), rounds=2)
