@@ -81,7 +81,9 @@ def _of_code(code: str) -> str:
     beside = [  # pages' scripts, styles and the like
         path
         for path in sorted((base / "ersm_lab").rglob("*"))
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
+        if path.is_file()
+        and path.suffix not in (".py", ".md")
+        and path.parent.name != "__pycache__"
     ]
     files = [*modules, *beside]
     if "getsource" in code:
