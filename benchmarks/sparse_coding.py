@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_step import side_by_side
 
+from ersm_lab.common.timing import side_by_side
 from ersm_lab.networks import backbones
 from ersm_lab.networks.sparse_coding import PUBLISHED, SparseCoding2d, attach_sparse_coding, sdnet18
 from ersm_lab.training.loop import resolve_precision

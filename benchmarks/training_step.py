@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_loss
+from ersm_lab.common.timing import side_by_side
 from ersm_lab.images import data
 from ersm_lab.images.data import Augment
 from ersm_lab.networks import backbones
@@ -46,18 +46,6 @@ def step_of(
             torch.cuda.synchronize()
 
     return step
-
-
-def side_by_side(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, after two rounds of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 2):
-        for name, run in variants.items():
-            begun = time.perf_counter()
-            run()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
 
 
 def report(title: str, seconds: dict[str, list[float]], base: str, *, whole: bool) -> None:

@@ -17,7 +17,6 @@ away need not be saved, and one that nobody counts takes time all the same.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -34,16 +33,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ersm_attach import attach_energy_mask
 from ersm_core import energy_loss
+from ersm_lab.common.timing import side_by_side
 from ersm_lab.evaluation.inference import has_mask
 from ersm_lab.networks.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
 from ersm_lab.networks.sparse_coding import attach_sparse_coding, sdnet18
-from ersm_lab.results import records
-from ersm_lab.results.provenance import code_of
+from ersm_lab.results import measurements, records
 from ersm_lab.training.loop import TrainSettings, best_device, make_optimiser, resolve_precision
 from ersm_lab.views.tables import Table
 
 MIB = 2**20
-WARM_UP = 2  # rounds that are not counted
 DATASET = "random-images"  # that steps are timed on; it decides no cost
 
 
@@ -204,40 +202,13 @@ def record(
     settings = settings or SETTINGS[scale]
     device = torch.device(device or best_device())
     precision = resolve_precision(settings.precision, device.type)
-    facts = records.provenance(code_of(__file__), device=device, precision=precision)
-    busy = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    facts["device"] |= {"load": busy}  # how many wanted a core before we did
+    facts = measurements.facts(__file__, device=device, precision=precision)
     begun = time.perf_counter()
     metrics = measure(settings, device=device)
-    made = facts | {
-        "name": f"{scale}/{DATASET}/cost/seed0",
-        "method": "cost",
-        "dataset": DATASET,
-        "scale": scale,
-        "seed": 0,
-        "config": records.plain(settings),
-        "metrics": metrics,
-        "tolerance": {},  # a clock elsewhere may say anything
-        "curve": [],
-        "answers": None,
-        "seconds": {"train": 0.0, "measure": time.perf_counter() - begun},
-        "probe": {},  # a clock's reading is of its day
-        "checkpoint": None,
-    }
-    records.write(made, root=root)
-    return made
-
-
-def side_by_side(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, one after the other within a round, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + WARM_UP):
-        for name, run in variants.items():
-            begun = time.perf_counter()
-            run()
-            if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
+    name, seconds = f"{scale}/{DATASET}/cost/seed0", time.perf_counter() - begun
+    return measurements.keep(
+        name, facts, settings=settings, metrics=metrics, seconds=seconds, root=root
+    )
 
 
 def multiply_adds(run: Callable[[], None]) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ersm_lab import cost
+from ersm_lab.common import timing
 from ersm_lab.cost import CostSettings
 from ersm_lab.networks.sparse_coding import CSCSettings, SparseCoding2d
 from ersm_lab.results import records, standing
@@ -55,9 +56,9 @@ def test_peak_is_what_is_held_at_once():
 def test_every_round_times_every_variant_in_turn():
     order = []
     variants = {name: lambda name=name: order.append(name) for name in "abc"}
-    seconds = cost.side_by_side(variants, 4)
+    seconds = timing.side_by_side(variants, 4)
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 4)
-    assert order == list("abc") * (4 + cost.WARM_UP)
+    assert order == list("abc") * (4 + timing.WARM_UP)
 
 
 @pytest.fixture(scope="module")

@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ersm_core import update_kept
+from ersm_lab.common.timing import side_by_side
 from ersm_lab.evaluation.inference import energy_masks, evaluating
 from ersm_lab.images import data as lab_data
 from ersm_lab.networks.token_net import TokenNet
-from ersm_lab.results import records
-from ersm_lab.results.provenance import code_of
+from ersm_lab.results import measurements
 from ersm_lab.training import experiments
 
-WARM_UP = 2  # rounds that are not counted
 DENSE = "tokens-dense"
 SMALLER = ("tokens-dense-narrow", "tokens-dense-two-blocks", "tokens-dense-one-block")
 ERSM = ("tokens-ersm-0.01", "tokens-ersm-0.02", "tokens-ersm-0.05")
@@ -79,7 +78,8 @@ def measure(
             for batch in settings.batches:
                 count = min(settings.single if batch == 1 else settings.images, len(images))
                 parts = images[: max(count // batch, 1) * batch].split(batch)
-                seconds = _rounds(networks, parts, settings.rounds)
+                passes = {n: partial(_through, model, parts) for n, model in networks.items()}
+                seconds = side_by_side(passes, settings.rounds)
                 first = seconds[next(iter(networks))]
                 found[f"threads {threads}, batch {batch}"] = {
                     name: {
@@ -95,19 +95,10 @@ def measure(
     return found
 
 
-def _rounds(
-    networks: Mapping[str, nn.Module], parts: Sequence[Tensor], rounds: int
-) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
+def _through(model: nn.Module, parts: Sequence[Tensor]) -> None:
     with torch.inference_mode():
-        for number in range(rounds + WARM_UP):
-            for name, model in networks.items():
-                begun = time.perf_counter()
-                for x in parts:
-                    model(x)
-                if number >= WARM_UP:
-                    seconds[name].append(time.perf_counter() - begun)
-    return seconds
+        for x in parts:
+            model(x)
 
 
 def parts_of_a_pass(
@@ -147,13 +138,7 @@ def parts_of_a_pass(
             "skipping": lambda: update_kept(p, block.mlp, m, inputs=y),
             "gather": lambda: update_kept(p, nn.Identity(), m, inputs=y),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in parts}
-        for number in range(rounds + WARM_UP):
-            for name, part in parts.items():
-                begun = time.perf_counter()
-                part()
-                if number >= WARM_UP:
-                    seconds[name].append(time.perf_counter() - begun)
+        seconds = side_by_side(parts, rounds)
     return {name: 1e6 * statistics.median(values) / len(x) for name, values in seconds.items()}
 
 
@@ -168,8 +153,7 @@ def record(seed: int, *, scale: str = "laptop", settings: ClockSettings | None =
         FileNotFoundError: its weights are on another machine.
     """
     settings = settings or ClockSettings()
-    facts = records.provenance(code_of(__file__), device="cpu", precision="32-true")
-    facts["device"] |= {"load": round(os.getloadavg()[0], 1)}
+    facts = measurements.facts(__file__)
     begun = time.perf_counter()
     networks, kept = {}, {}
     for method in METHODS:
@@ -188,24 +172,9 @@ def record(seed: int, *, scale: str = "laptop", settings: ClockSettings | None =
     metrics["parts"] = {
         f"batch {batch}": parts_of_a_pass(masked, x[:batch]) for batch in settings.batches
     }
-    name = f"{scale}/cifar10/tokens-clock/seed{seed}"
-    made = facts | {
-        "name": name,
-        "method": "tokens-clock",
-        "dataset": "cifar10",
-        "scale": scale,
-        "seed": seed,
-        "config": records.plain(settings),
-        "metrics": metrics | {"kept": kept},
-        "tolerance": {},  # a clock elsewhere may say anything
-        "curve": [],
-        "answers": None,
-        "seconds": {"train": 0.0, "measure": time.perf_counter() - begun},
-        "probe": {},  # a clock's reading is of its day
-        "checkpoint": None,
-    }
-    records.write(made)
-    return records.read(name)
+    name, seconds = f"{scale}/cifar10/tokens-clock/seed{seed}", time.perf_counter() - begun
+    metrics |= {"kept": kept}
+    return measurements.keep(name, facts, settings=settings, metrics=metrics, seconds=seconds)
 
 
 def main() -> None:

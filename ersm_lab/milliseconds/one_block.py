@@ -9,18 +9,16 @@ what is reported are ratios within a round. The record is `laptop/random-images/
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from ersm_lab.common.timing import side_by_side
 from ersm_lab.networks.token_net import Block
-from ersm_lab.results import records
-from ersm_lab.results.provenance import code_of
-
-WARM_UP = 2  # rounds that are not counted
+from ersm_lab.results import measurements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +75,15 @@ def _one(width: int, batch: int, settings: BlockSettings) -> dict:
     x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
     order = torch.rand(batch, 1, settings.side, settings.side, generator=rng)
     masks = {share: (order <= share).to(x) for share in settings.shares}  # (B, 1, H, W)
-    dense: list[float] = []
-    skipping: dict[float, list[float]] = {share: [] for share in masks}
-    for number in range(settings.rounds + WARM_UP):
-        begun = time.perf_counter()
-        block(x)
-        whole = time.perf_counter() - begun
-        if number >= WARM_UP:
-            dense.append(whole)
-        for share, m in masks.items():
-            begun = time.perf_counter()
-            block(x, m)
-            if number >= WARM_UP:
-                skipping[share].append(whole / (time.perf_counter() - begun))
+    seconds = side_by_side(
+        {None: partial(block, x)} | {share: partial(block, x, m) for share, m in masks.items()},
+        settings.rounds,
+    )
+    dense = seconds.pop(None)
+    skipping = {
+        share: [whole / value for whole, value in zip(dense, values, strict=True)]
+        for share, values in seconds.items()
+    }
     times = {f"{share:g}": statistics.median(ratios) for share, ratios in skipping.items()}
     return {"dense_us": 1e6 * statistics.median(dense) / batch, "times": times}
 
@@ -97,24 +91,7 @@ def _one(width: int, batch: int, settings: BlockSettings) -> dict:
 def record(settings: BlockSettings | None = None, *, scale: str = "laptop") -> dict:
     """Measure, and write what was found; an earlier record is replaced. Returns the record."""
     settings = settings or (SMOKE if scale == "smoke" else BlockSettings())
-    facts = records.provenance(code_of(__file__), device="cpu", precision="32-true")
-    facts["device"] |= {"load": round(os.getloadavg()[0], 1)}
-    begun = time.perf_counter()
-    name = f"{scale}/random-images/skipping/seed0"
-    made = facts | {
-        "name": name,
-        "method": "skipping",
-        "dataset": "random-images",
-        "scale": scale,
-        "seed": 0,
-        "config": records.plain(settings),
-        "metrics": measure(settings),
-        "tolerance": {},  # a clock elsewhere may say anything
-        "curve": [],
-        "answers": None,
-        "seconds": {"train": 0.0, "measure": time.perf_counter() - begun},
-        "probe": {},  # a clock's reading is of its day
-        "checkpoint": None,
-    }
-    records.write(made)
-    return records.read(name)
+    facts, begun = measurements.facts(__file__), time.perf_counter()
+    metrics = measure(settings)
+    name, seconds = f"{scale}/random-images/skipping/seed0", time.perf_counter() - begun
+    return measurements.keep(name, facts, settings=settings, metrics=metrics, seconds=seconds)

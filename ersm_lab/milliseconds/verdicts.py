@@ -10,12 +10,13 @@ import numpy as np
 
 from ersm_lab.milliseconds.clock import DENSE, ERSM, RIVALS, SMALLER
 from ersm_lab.results import records, statistics
+from ersm_lab.results.claims import CRITERIA, decided
 from ersm_lab.results.statistics import Difference
 
 PLACE = "threads 1, batch 256"
 ALONE = "threads 1, batch 1"
 HALF = (0.4, 0.6)  # share kept that counts as half
-SPEED_UP, WORST = 1.5, -0.5  # times as many images a second; points of accuracy
+SPEED_UP = 1.5  # times as many images a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +115,15 @@ def fast_enough(study: Study, method: str) -> str:
 
 def preserved(gap: Difference) -> str:
     """Criterion 2: "preserved", "lost" or "open"."""
-    return "preserved" if gap.low > WORST else "lost" if gap.high < WORST else "open"
+    lost = -CRITERIA.margin
+    words = {"holds": "preserved", "fails": "lost", "open": "open"}
+    return words[decided(gap, above=lost, gone=lost)]
 
 
 def side(gap: Difference, *, words: tuple[str, str] = ("above", "below")) -> str:
     """Criteria 3 and 4."""
-    return words[0] if gap.low > 0 else words[1] if gap.high < 0 else "not told apart"
+    told = {"holds": words[0], "fails": words[1], "open": "not told apart"}
+    return told[decided(gap, above=0, gone=0)]
 
 
 def adaptive(study: Study, method: str) -> str:
@@ -129,4 +133,5 @@ def adaptive(study: Study, method: str) -> str:
         metrics = record["metrics"]
         other = metrics["accuracy_with_mask_replaced"]["other_image"]
         costs.append(100 * (metrics["test_accuracy"] - other))
-    return "adaptive" if min(costs) >= 1 else "not adaptive" if max(costs) < 1 else "open"
+    least = CRITERIA.other_image
+    return "adaptive" if min(costs) >= least else "not adaptive" if max(costs) < least else "open"
