@@ -73,7 +73,8 @@ teaching: $(STAMP)  ## slides, student copies and solutions for a course, in _bu
 	$(PY) tools/teaching.py
 
 wheel: $(STAMP)  ## build the method alone, ersm_core and ersm_attach, as a wheel in _build/release
-	$(PY) -m pip wheel --no-deps --wheel-dir _build/release packaging/ersm-core
+	rm -f _build/release/*.whl
+	$(PY) -m pip wheel --no-deps --no-build-isolation --wheel-dir _build/release packaging/ersm-core
 
 # The archives have the same bytes whenever they are made of the same files.
 TAR := tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner

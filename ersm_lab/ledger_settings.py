@@ -14,20 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
-
-from ersm_lab.ledger import CLAIMS, NOT_RUN, Claim, better
+from ersm_lab.ledger import CLAIMS, NOT_RUN, OUTCOMES, Claim, better
 from ersm_lab.photographs import verdicts
 from ersm_lab.results import claims, statistics
-from ersm_lab.results.statistics import Difference
 from ersm_lab.views.tables import Table
 
 SETTINGS = ("published protocol, CIFAR-10", "photographs", "end to end, small", "end to end, full")
 UNTESTABLE = "untestable here"
 PUBLISHED, NO_MASK = "published-lambda-1e-1", "published-no-mask"
 PHOTOGRAPHS = "hard"  # the setting of `photographs.settings` that the column judges
-_WORDS = {"holds": "reproduced", "fails": "not reproduced", "open": "open"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +43,8 @@ class Words:
     def of(self, verdict: str) -> str:
         told = {"reproduced": self.yes, "not reproduced": self.no, UNTESTABLE: ""}
         mixed = verdict in ("partly", "mixed")
-        return told.get(verdict, "It depends on the case." if mixed else f"Wanted: {self.settles}.")
+        wanted = _RUN if verdict == NOT_RUN and self.settles == _SEEDS else self.settles
+        return told.get(verdict, "It depends on the case." if mixed else f"Wanted: {wanted}.")
 
 
 _SEEDS, _RUN = "more seeds", "its runs"
@@ -223,22 +219,19 @@ def _ranks(masked: Sequence[dict], plain: Sequence[dict]) -> str:
     """(e) over seeds alone, as its curves were recorded without images."""
     curves = [record["metrics"]["deletion"] for record in masked]
     gaps = [100 * (each["logit"]["auc"] - each["norm"]["auc"]) for each in curves]  # points
-    return better(over_seeds(gaps, [record["seed"] for record in masked]))[0]
+    return better(statistics.over_seeds(gaps, [record["seed"] for record in masked]))[0]
 
 
-def over_seeds(values: Sequence[float], seeds: Sequence[int]) -> Difference:
-    """Mean of one number a seed with its 95 % interval, Student's t; infinite for a single seed."""
-    count, middle = len(values), float(np.mean(values))
-    half = np.inf
-    if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)
-    return Difference(
-        mean=middle,
-        low=float(middle - half),
-        high=float(middle + half),
-        seeds=tuple(seeds),
-        by_seed=tuple(values),
+def _random_order(masked: Sequence[dict], plain: Sequence[dict]) -> str:
+    """(c, tokens) over seeds alone: area under the curve in random order, against no mask."""
+    own, other = (
+        {r["seed"]: 100 * r["metrics"]["deletion"]["random"]["auc"] for r in group}  # points
+        for group in (masked, plain)
     )
+    seeds = sorted(own.keys() & other.keys())
+    if not seeds:
+        return NOT_RUN
+    return better(statistics.over_seeds([own[s] - other[s] for s in seeds], seeds))[0]
 
 
 def _photographs(signs: Callable[[], list[int]]) -> Callable[[], str]:
@@ -246,10 +239,10 @@ def _photographs(signs: Callable[[], list[int]]) -> Callable[[], str]:
 
 
 _PUBLISHED: dict[str, Callable[[], str]] = {
-    "ERSM (a)": _published(lambda m, p: _WORDS[claims.accuracy_is_preserved(m, p).outcome]),
-    "ERSM (b)": _published(lambda m, p: _WORDS[claims.sparsity_adapts(m).outcome]),
+    "ERSM (a)": _published(lambda m, p: OUTCOMES[claims.accuracy_is_preserved(m, p).outcome]),
+    "ERSM (b)": _published(lambda m, p: OUTCOMES[claims.sparsity_adapts(m).outcome]),
     "ERSM (c)": lambda: NOT_RUN,
-    "ERSM (c, tokens)": lambda: NOT_RUN,
+    "ERSM (c, tokens)": _published(_random_order),
     "ERSM (e)": _published(_ranks),
 }
 _PHOTOGRAPHS: dict[str, Callable[[], str]] = {

@@ -43,7 +43,9 @@ def test_accuracy_is_preserved_if_the_interval_lies_above_the_margin(points, out
     [(0.1, 9, "holds"), (0, 9, "open"), (-9, 1, "open"), (-9, 0.9, "fails"), (-9, -2, "fails")],
 )
 def test_an_interval_decides_on_either_side_of_two_lines(low, high, outcome):
-    found = Difference(mean=0.5, low=low, high=high, seeds=(0, 1, 2), by_seed=(0.5,) * 3)
+    found = Difference(
+        mean=0.5, low=low, high=high, seeds=(0, 1, 2), by_seed=(0.5,) * 3, p_value=0.5
+    )
     assert decided(found, above=0, gone=1) == outcome
     assert decided(found, above=0, gone=1, seeds=4) == "open"
 

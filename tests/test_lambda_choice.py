@@ -103,11 +103,13 @@ def test_the_direction_is_how_far_lambda_went_under_noise(measured):
 
 
 def test_the_direction_of_seeds_has_the_t_interval():
-    group = [{"metrics": {"direction": {"line": value}}} for value in (1.0, 2.0, 3.0)]
-    mean, low, high = lambda_choice.direction(group, "line")
+    group = [{"seed": seed, "metrics": {"direction": {"line": seed + 1.0}}} for seed in range(3)]
+    found = lambda_choice.direction(group, "line")
+    mean, low, high = found.mean, found.low, found.high
     half = 4.302653 / np.sqrt(3)  # of two degrees of freedom, standard deviation 1
     assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-5)
-    assert lambda_choice.direction(group[:1], "line") == (1, -np.inf, np.inf)
+    one = lambda_choice.direction(group[:1], "line")
+    assert (one.mean, one.low, one.high) == (1, -np.inf, np.inf)
 
 
 def test_the_line_goes_through_the_best_lambdas_over_the_residuals(images):

@@ -5,6 +5,7 @@ import pytest
 from ersm_lab import ledger, ledger_settings
 from ersm_lab.ledger import CLAIMS, NOT_RUN, Claim, Finding
 from ersm_lab.ledger_settings import SETTINGS, WORDS, one
+from ersm_lab.results import statistics
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_several_findings_have_one_verdict(outcomes, verdict):
 
 
 def test_every_claim_has_words_and_nothing_else_does():
-    assert list(WORDS) and set(WORDS) == {claim.key for claim in CLAIMS}
+    assert set(WORDS) == {claim.key for claim in CLAIMS}
 
 
 def test_without_records_nothing_is_claimed(tmp_path, monkeypatch):
@@ -52,6 +53,26 @@ def test_a_cell_says_verdict_meaning_and_chapter():
 
 
 def test_seeds_alone_have_the_t_interval():
-    found = ledger_settings.over_seeds([1.0, 2.0, 3.0], [0, 1, 2])
+    found = statistics.over_seeds([1.0, 2.0, 3.0], [0, 1, 2])
     assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert ledger.better(ledger_settings.over_seeds([5.0], [0]))[0] == "open"
+    assert ledger.better(statistics.over_seeds([5.0], [0]))[0] == "open"
+
+
+def test_the_published_protocol_is_asked_for_tokens_dropped_at_random():
+    def group(aucs):
+        return [
+            {"seed": seed, "metrics": {"deletion": {"random": {"auc": auc}}}}
+            for seed, auc in enumerate(aucs)
+        ]
+
+    plain = group([0.80, 0.81, 0.80])
+    judge = ledger_settings._random_order
+    assert judge(group([0.76, 0.78, 0.76]), plain) == "not reproduced"
+    assert judge(group([0.84, 0.86, 0.84]), plain) == "reproduced"
+    assert judge(group([0.84]), [plain[2]]) == NOT_RUN
+
+
+def test_a_pair_without_records_leaves_the_others_standing_and_the_claim_open():
+    found = [Finding(outcome="reproduced"), Finding(outcome=NOT_RUN, figure="a against b")]
+    assert ledger._some(found) == found and one([f.outcome for f in found]) == "open"
+    assert ledger._some(found[1:]) == []

@@ -99,8 +99,9 @@ def test_the_mask_trains_and_its_energy_counts():
 
 
 def test_a_copy_has_a_mask_of_its_own():
-    model = skip_tokens(of_timm(), TIMM)
-    other, x = copy.deepcopy(model), torch.randn(1, 3, 64, 64)
+    model, x = skip_tokens(of_timm(), TIMM), torch.randn(1, 3, 64, 64)
+    model.train()(x).sum().backward()
+    other = copy.deepcopy(model)
     only_mask(other).bias.data.fill_(float("inf"))
     with evaluating(model), evaluating(other):
         other(x)

@@ -103,7 +103,8 @@ def graded(pack, tmp_path_factory) -> list[dict]:
     (folder / "lazy" / copy.name).write_bytes(copy.read_bytes())
     bad = {
         "slow": ["def slope(*_):\n    while True:\n        pass", "x = [0] * 10**12"],
-        "large": ["def slope(*_):\n    return torch.zeros(10**11)", "def usefulness_to_reopen(*_): 1"],
+        "large": ["def slope(*_):\n    return torch.zeros(10**11)", "def usefulness_to_reopen(*_): 1",
+                  "d = {[1]: 2}"],
         "dead": ["import os\ndef slope(*_):\n    os._exit(3)", "this is no Python"],
         "sly": ["import ersm_lab.exercises.energy_terms as e\ndef attempt(*_): pass",
                 "def slope(*_): return '=1+1'\nenergy_terms.check_slope = lambda f: None"],
@@ -112,6 +113,8 @@ def graded(pack, tmp_path_factory) -> list[dict]:
         notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
         nbformat.write(notebook, folder / f"{who}_{copy.name}")
     (folder / f"broken_{copy.name}").write_text("{")
+    for number in ("s1234567", "s7654321"):
+        nbformat.write(new_notebook(), folder / f"{number}_{copy.name}")
     table = folder / "grades.csv"
     command = [sys.executable, ROOT / "tools" / "grade.py", folder, "--to", table]
     command += ["--seconds", "10", "--memory", "1000", "--jobs", "2"]
@@ -119,6 +122,10 @@ def graded(pack, tmp_path_factory) -> list[dict]:
     assert told.returncode == 0, told.stdout + told.stderr
     with table.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_students_with_numbers_stay_two(graded):
+    assert {"s1234567", "s7654321"} <= {line["student"] for line in graded}
 
 
 def results(graded: list[dict], student: str) -> dict[str, str]:

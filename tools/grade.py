@@ -22,6 +22,7 @@ import contextlib
 import csv
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def chapters(root: Path) -> list[Chapter]:
 
 def modules(wanted: Iterable[Chapter]) -> list[str]:
     """What the chapters import, to be imported once for all: every function then starts at once."""
-    found = {"ersm_lab.exercises"}
+    found = {"ersm_lab.exercises", "nbformat", "IPython.core.inputtransformer2"}
     for node in (node for chapter in wanted for node in ast.parse(chapter.imports).body):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -98,7 +99,7 @@ def whose(path: Path, folder: Path, chapter: Chapter) -> str:
     inside = path.relative_to(folder)
     if len(inside.parts) > 1:
         return inside.parts[0]
-    before = path.stem.partition(chapter.name)[0].rstrip("0123456789_- ")
+    before = re.sub(r"[_\- ]*(?:\d\d_)?$", "", path.stem.partition(chapter.name)[0])
     return before or path.stem
 
 
@@ -131,14 +132,16 @@ def _defines(node: ast.stmt) -> bool:
         return False
     try:
         ast.literal_eval(node.value)
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # as `ast` says
         return False
     return True
 
 
-def judge(connection, chapter: Chapter, number: str, code: str, limits: Limits) -> None:
-    """In a process of its own: run the definitions, then the check; send (result, message)."""
-    os.chdir(tempfile.mkdtemp())
+def judge(
+    connection, chapter: Chapter, number: str, code: str, limits: Limits, folder: str
+) -> None:
+    """In a process and a folder of its own: definitions, then the check; sends (result, message)."""
+    os.chdir(folder)
     sys.stdout = sys.stderr = open(os.devnull, "w")
     from ersm_lab.exercises import attempt
 
@@ -168,9 +171,10 @@ def _limit(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    space = pages * resource.getpagesize() + limits.memory * 1_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        space = pages * resource.getpagesize() + limits.memory * 1_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
 
 
 def grade(context, path: Path, folder: Path, chapter: Chapter, limits: Limits) -> list[Grade]:
@@ -187,7 +191,7 @@ def grade(context, path: Path, folder: Path, chapter: Chapter, limits: Limits) -
     found = []
     try:
         code = definitions(path)
-    except ValueError as error:
+    except Exception as error:  # nothing in a stranger's file stops the others
         lost = common | {"result": "unreadable", "message": str(error), "seconds": 0.0}
         return [
             Grade(exercise=e, function=function, **lost)
@@ -203,8 +207,13 @@ def grade(context, path: Path, folder: Path, chapter: Chapter, limits: Limits) -
 
 
 def _alone(context, chapter: Chapter, number: str, code: str, limits: Limits) -> tuple[str, str]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return _within(context, (chapter, number, code, limits, folder), limits)
+
+
+def _within(context, asked: tuple, limits: Limits) -> tuple[str, str]:
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=judge, args=(sender, chapter, number, code, limits))
+    child = context.Process(target=judge, args=(sender, *asked))
     child.start()
     sender.close()
     grace = 30  # s, to start and to import

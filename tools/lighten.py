@@ -52,6 +52,8 @@ def mathml(formula: str, *, display: bool) -> str:
     """
     source = re.sub(r"\\arg(?![a-z])", r"\\operatorname{arg}", formula)
     source = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{split}", source)
+    if r"\operatorname*" in source:
+        raise ValueError(f"\\operatorname* cannot be drawn: write {formula.strip()!r} without it")
     made = convert(source, display="block" if display else "inline")
     unknown = re.search(r"\\[a-zA-Z]+|(?<=<mi>)&(?=</mi>)", unescape(made))  # & of no environment
     if unknown:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from latex2mathml.converter import convert
+from lighten import mathml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def deck(title: str, aim: str, slides: Sequence[Slide]) -> str:
 def _page(slide: Slide, number: int, count: int) -> str:
     parts = [f"<h2>{escape(slide.title)} <small>{slide.minutes} min</small></h2>"]
     if slide.formula:
-        parts.append(convert(slide.formula, display="block"))
+        parts.append(mathml(slide.formula, display=True))
     if slide.picture:
         parts.append(f'<img src="{slide.picture}" alt="{escape(slide.alt)}">')
     parts.append(f"<p>{escape(slide.say)}</p>")

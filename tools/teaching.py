@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import stored_outputs
 import yaml
 from address import HOST, home
 from chapter_exercises import SOLUTION, Exercise, begin, exercises, imports, name
@@ -130,12 +131,15 @@ def plain(markdown: str) -> str:
     text = re.sub(r"\{cite:[pt]\}`([^`]*)`", r"[\1]", text)
     text = re.sub(r"(\$\$)([^$]+?)\$\$ \(([\w-]+)\)", r"\1\2\\tag{\3}$$", text)
     text = re.sub(r"^\([\w-]+\)=\n", "", text, flags=re.MULTILINE)
+    opens = r"^:{3,}\{\w+\} *(.*)\n(?::[\w-]+:.*\n)*"
+    text = re.sub(opens, r"**\1**\n\n", text, flags=re.MULTILINE)
+    text = re.sub(r"^:{3,}[ \t]*$\n?", "", text, flags=re.MULTILINE)
     return re.sub(r'<span class="bound"[^>]*>(.*?)</span>', r"\1", text)
 
 
 def student(notebook: NotebookNode) -> NotebookNode:
     """A copy of a chapter for students: no outputs, no solutions, a cell for each answer in words."""
-    copy = new_notebook(metadata=notebook.metadata)
+    copy = new_notebook(metadata=_without_key(notebook))
     start = begin(notebook)
     asked = {exercise.number: exercise for exercise in exercises(notebook)}
     for number, cell in enumerate(notebook.cells):
@@ -192,7 +196,12 @@ def solved(notebook: NotebookNode) -> NotebookNode:
             words = re.sub(r"^```python\n.*?^```\n?", "", words, flags=re.S | re.M).strip()
         if words:
             cells.append(new_markdown_cell(plain(words), id=f"words-{key}"))
-    return new_notebook(cells=cells, metadata=notebook.metadata)
+    return new_notebook(cells=cells, metadata=_without_key(notebook))
+
+
+def _without_key(notebook: NotebookNode) -> dict:
+    """The metadata, without the key of outputs that a copy has not."""
+    return {name: value for name, value in notebook.metadata.items() if name != stored_outputs.NAME}
 
 
 # --------------------------------------------------------------------------------------------- pack
@@ -203,14 +212,16 @@ def write_pack(root: Path, to: Path) -> list[Path]:
 
     Args:
         root: the repository.
-        to: the folder; what was there is replaced.
+        to: the folder; what an earlier pack left there is replaced.
 
     Returns:
         The decks of slides.
     """
-    shutil.rmtree(to, ignore_errors=True)
     for folder in ("student", "solutions"):
+        shutil.rmtree(to / folder, ignore_errors=True)
         (to / folder).mkdir(parents=True)
+    for old in to.glob("session-*"):
+        old.unlink()
     found, decks = chapters(root), []
     for path in found.values():
         notebook = nbformat.read(path, as_version=4)
@@ -248,7 +259,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--to", type=Path, default=ROOT / "_build" / "teaching")
+    parser.add_argument(
+        "--to", type=Path, default=ROOT / "_build" / "teaching", help="folder of the pack"
+    )
     args = parser.parse_args()
     decks = write_pack(ROOT, args.to)
     try:

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,10 +29,16 @@ from ersm_lab.common import checks
 from ersm_lab.evaluation import inference, lambda_suite
 from ersm_lab.evaluation.inference import evaluating
 from ersm_lab.evaluation.lambda_suite import NOISE, LambdaSuite
-from ersm_lab.evaluation.sparse_lambda import LabelFreeLambda, sparse_layers, using_lambda
+from ersm_lab.evaluation.sparse_lambda import (
+    LabelFreeLambda,
+    oracle_lambda,
+    sparse_layers,
+    using_lambda,
+)
 from ersm_lab.images import perturbations
 from ersm_lab.images.data import ImageSet
-from ersm_lab.results import records
+from ersm_lab.results import records, statistics
+from ersm_lab.results.statistics import Difference
 from ersm_lab.views.tables import Table
 
 ROWS = ("as-trained", "fixed", "label-free", "line", "oracle")
@@ -143,18 +148,18 @@ def _statistics(model: nn.Module, images: Tensor) -> dict[str, Statistics]:
     """What each batch normalisation sees on these images: plain means over batches."""
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
     before = {name: (_of(norm), norm.momentum) for name, norm in norms.items()}
-    with evaluating(model):
-        for norm in norms.values():
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.training = True
-        for x in images.split(250):
-            model(x)
-    found = {name: _of(norm) for name, norm in norms.items()}
-    _put(norms, {name: kept for name, (kept, _) in before.items()})
-    for name, norm in norms.items():
-        norm.momentum = before[name][1]
-    return found
+    try:
+        with evaluating(model):  # all but these: a sparse layer in training moves its step size
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True
+            for x in images.split(250):
+                model(x)
+        return {name: _of(norm) for name, norm in norms.items()}
+    finally:
+        _put(norms, {name: kept for name, (kept, _) in before.items()})
+        for name, norm in norms.items():
+            norm.momentum = before[name][1]
 
 
 def _of(norm: _BatchNorm) -> Statistics:
@@ -277,10 +282,10 @@ def measure(
             accuracy[row][name] = right.double().mean().item()
             chosen[row][name] = lambdas.get(row, lambdas["fixed"]).mean().item()
         if condition is None or condition[0] == NOISE:
-            response[name] = [_share_right(tuned, data, value) for value in grid]
-            best = max(response[name])
-            accuracy["oracle"][name] = best
-            chosen["oracle"][name] = grid[response[name].index(best)]
+            best = oracle_lambda(model, data, grid, using=tuned.at)
+            response[name] = list(best.accuracy)
+            accuracy["oracle"][name] = max(best.accuracy)
+            chosen["oracle"][name] = best.value
     over = lambda_suite.averages(settings)
     metrics = {
         "images": len(test),
@@ -307,11 +312,6 @@ def measure(
     return metrics, {name: answers[name] for name in order}
 
 
-def _share_right(tuned: Retuned, data: ImageSet, value: float) -> float:
-    with tuned.at(value):
-        return inference.accuracy(tuned.model, data)
-
-
 # --- from records ----------------------------------------------------------------------------------
 
 
@@ -320,16 +320,10 @@ def of(method: str, *, dataset: str, scale: str) -> list[dict]:
     return records.read_all(scale=scale, dataset=dataset, method=f"{method}.lambda-choice")
 
 
-def direction(group: Sequence[Mapping], row: str) -> tuple[float, float, float]:
-    """Mean of `direction` over seeds, and the ends of its 95 % interval by Student's t.
-
-    With one seed there is no interval: its ends are infinite.
-    """
-    values = np.array([record["metrics"]["direction"][row] for record in group])  # (S,)
-    if len(values) < 2:
-        return float(values.mean()), -np.inf, np.inf
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+def direction(group: Sequence[Mapping], row: str) -> Difference:
+    """Mean of `direction` over seeds with its 95 % interval."""
+    values = [record["metrics"]["direction"][row] for record in group]
+    return statistics.over_seeds(values, [record["seed"] for record in group])
 
 
 WORDS = {

@@ -246,7 +246,12 @@ class OracleLambda:
 
 
 def oracle_lambda(
-    model: nn.Module, data: ImageSet, grid: Sequence[float], *, layer: str | None = None
+    model: nn.Module,
+    data: ImageSet,
+    grid: Sequence[float],
+    *,
+    layer: str | None = None,
+    using: Callable[[float], AbstractContextManager] | None = None,
 ) -> OracleLambda:
     """Choose lambda by the labels of the images it is then scored on, as the published script does.
 
@@ -257,6 +262,7 @@ def oracle_lambda(
         data: labelled images.
         grid: lambdas to try.
         layer: name of one layer; None sets all of them.
+        using: as in `LabelFreeLambda.fit`; None is `using_lambda`.
 
     Raises:
         ValueError: an empty grid, no such layer.
@@ -267,9 +273,10 @@ def oracle_lambda(
     for value in grid:
         checks.number("grid", value, least=0)
     checks.labelled("data", data)
+    using = using or partial(using_lambda, model, layer=layer)
     grid, found = sorted(grid), []
     for value in grid:
-        with using_lambda(model, value, layer=layer):
+        with using(value):
             found.append(accuracy(model, data))
     return OracleLambda(
         value=grid[found.index(max(found))], grid=tuple(grid), accuracy=tuple(found)

@@ -76,6 +76,7 @@ class NormMask(EnergyMask):
         norms = x.detach().float().norm(dim=1, keepdim=True)  # (B, 1, H, W)
         order = norms.flatten(1).argsort(dim=1, descending=True, stable=True)  # (B, N)
         rank = order.argsort(1).view_as(norms)  # 0 for the longest
+        # the bias is 0; at minus infinity, as in every mask, all are kept
         z = rank + 0.5 - round(self.keep * order.shape[1]) + self.bias  # (B, 1, H, W)
         zero = torch.zeros_like(z)
         return EnergyState(z, zero, zero, zero, (z < 0).to(z.dtype))

@@ -69,6 +69,9 @@ class _Gate:
     def __init__(self, mask: EnergyMask) -> None:
         self.mask, self.decided = mask, None
 
+    def __getstate__(self) -> dict:  # a copy starts without the last pass's graph, as an EnergyMask
+        return {"mask": self.mask, "decided": None}
+
     def decide(self, block: nn.Module, args: tuple, x: Tensor) -> None:
         """Forward hook of the block that the mask reads, x (B, C, H, W); changes nothing."""
         self.mask(x)
