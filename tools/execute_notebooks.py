@@ -53,7 +53,8 @@ def book_notebooks(root: Path) -> list[Path]:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Remove what papermill leaves behind: its cells, times, paths and empty tags."""
+    """Remove what papermill leaves behind: its cells, times, paths and empty tags; and stderr, which
+    the book does not show, such as the steps of progress bars."""
     notebook.metadata.pop("papermill", None)
     notebook.cells = [
         cell for cell in notebook.cells if _OF_PAPERMILL.isdisjoint(cell.metadata.get("tags", []))
@@ -63,6 +64,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         cell.metadata.pop("execution", None)
         if not cell.metadata.get("tags", ["kept"]):
             del cell.metadata["tags"]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
 
 
 def problems(notebook: nbformat.NotebookNode) -> list[str]:
