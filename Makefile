@@ -19,7 +19,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab address clean
+.PHONY: help setup data lint test probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab live address clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,10 @@ notebooks: data  ## execute the notebooks that have changed in place, to store t
 
 colab: $(STAMP)  ## run each notebook alone as Colab would, without the project (slow)
 	$(PY) tools/try_colab.py
+
+live: $(STAMP)  ## use the live figures as a reader does, in a running JupyterLab (wants Chromium)
+	$(PY) -m pip install --quiet -e '.[live]'
+	@$(PY) tools/try_live.py || { status=$$?; [ $$status -eq 77 ] && echo "SKIPPED: nobody has used the live figures."; }
 
 address: $(STAMP)  ## lead Colab cells, buttons and citations to where this clone lives: for a fork
 	$(PY) tools/address.py --write

@@ -18,6 +18,7 @@ import nbformat
 import stored_outputs
 import yaml
 from address import home, rewrite, written
+from annotate import annotate
 from bound_numbers import check
 from golden_outputs import differences, frozen, shown
 from lighten import lighten
@@ -154,6 +155,7 @@ def main() -> int:
         print("The book was not built: see the warnings above.", file=sys.stderr)
         return 1
     slim(html)
+    annotate(html, stage)
     lighten(html)
     (html / ".nojekyll").touch()  # or GitHub Pages leaves out all that begins with an underscore
     print(f"\nThe book is at {(html / 'index.html').as_uri()}\n`make serve` shows it on localhost.")

@@ -30,6 +30,7 @@ from watched import Watch, run_side_by_side
 
 from ersm_lab.results import records
 from ersm_lab.results.provenance import allowed_cores
+from ersm_lab.views import live
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -53,9 +54,11 @@ def book_notebooks(root: Path) -> list[Path]:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Remove what papermill leaves behind: its cells, times, paths and empty tags; and stderr, which
-    the book does not show, such as the steps of progress bars."""
+    """Remove what papermill leaves behind: its cells, times, paths and empty tags; stderr, which the
+    book does not show, such as the steps of progress bars; and controls, which need a kernel, where
+    the same output has a still form (ersm_lab/views/live.py)."""
     notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
     notebook.cells = [
         cell for cell in notebook.cells if _OF_PAPERMILL.isdisjoint(cell.metadata.get("tags", []))
     ]
@@ -67,6 +70,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for out in cell.outputs:
+                if set(out.get("data", ())) - {live.VIEW, "text/plain"}:
+                    out.data.pop(live.VIEW, None)
 
 
 def problems(notebook: nbformat.NotebookNode) -> list[str]:

@@ -11,12 +11,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ersm_lab.views import figure_data
+
 MARKERS = "os^Dvp"
 
 
 def use_style() -> None:
-    """Matplotlib in the book's look; call once at the top of a notebook."""
+    """The book's look, and figures with their numbers; call once at the top of a notebook."""
     plt.style.use(Path(__file__).with_name("ersm.mplstyle"))
+    figure_data.offer()
 
 
 def bare(axis: plt.Axes) -> None:
