@@ -13,10 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ersm_lab import verifying
+from ersm_lab import pages, verifying
 from ersm_lab.results import provenance, records
-
-KEY_METRIC = "test_accuracy"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,10 +47,16 @@ def list_(options: argparse.Namespace) -> int:
         return 0
     stands = _standings(found)
     rows = [
-        (r["name"], _key_metric(r), _number(sum(r["seconds"].values())), state.state, _commit(r))
+        (
+            r["name"],
+            pages.key_metric(r),
+            pages.shown(sum(r["seconds"].values())),
+            state.state,
+            pages.commit(r),
+        )
         for r, state in zip(found, stands, strict=True)
     ]
-    print(_table(("record", KEY_METRIC, "seconds", "state", "commit"), rows))
+    print(pages.pipe_table(("record", pages.KEY_METRIC, "seconds", "state", "commit"), rows))
     counts = Counter(state.state for state in stands)
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     _print_why(found, stands)
@@ -92,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
         else:
-            print(f"{label}: {KEY_METRIC} {_key_metric(record)}", flush=True)
+            print(f"{label}: {pages.KEY_METRIC} {pages.key_metric(record)}", flush=True)
             done.append(name)
     if options.dry_run:
         print(f"{len(chosen) - len(left) - len(failed)} would run, {len(left)} would be left")
@@ -131,7 +135,7 @@ def judge(options: argparse.Namespace) -> int:
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {_message(error)}"
         else:
-            print(f"{label}: {_number(record['seconds']['judge'])} s", flush=True)
+            print(f"{label}: {pages.shown(record['seconds']['judge'])} s", flush=True)
             done.append(name)
     print(f"{len(done)} judged, {len(left)} left, {len(failed)} failed")
     for name, reason in failed.items():
@@ -239,10 +243,18 @@ def _one_of_each() -> list[str]:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Markdown page: the verdicts on the claims, the minutes of the notebooks, all records."""
+    """Markdown page for people: how many records stand, the verdicts, the minutes of the notebooks."""
     from ersm_lab import ledger
 
-    return _publish(status_page(records.read_all(), ledger.CLAIMS), options.write)
+    found = records.read_all()
+    page = pages.status_page(found, _standings(found), ledger.CLAIMS, verifying.verifications())
+    return _publish(page, options.write)
+
+
+def records_(options: argparse.Namespace) -> int:
+    """Markdown page of all records, whose tables can be filtered."""
+    found = records.read_all()
+    return _publish(pages.records_page(found, _standings(found)), options.write)
 
 
 def claims(options: argparse.Namespace) -> int:
@@ -308,78 +320,6 @@ def export_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def status_page(found: Sequence[dict[str, Any]], claims_: Sequence[Any] = ()) -> str:
-    """The status page in MyST Markdown: verdicts, minutes, every group over its seeds, every record.
-
-    Args:
-        found: the records.
-        claims_: of the ledger.
-    """
-    stands = _standings(found)
-    parts = [
-        "# Status of the records",
-        "This page is generated from the records when the book is built. A record is *current* "
-        "while the code does what it did when the record was made: its probes, tiny runs of its own "
-        "settings, give the same numbers. It is *unverified* where the code has changed and they "
-        "have not been run, and *stale* where they differ.",
-    ]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in found:
-        groups.setdefault(records.group(record), []).append(record)
-    counts = Counter(state.state for state in stands)
-    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    parts.append(
-        f"Records: {len(found)}, in {len(groups)} groups; {told}."
-        if found
-        else "There are no records yet."
-    )
-    again = _verified()
-    if again:
-        parts.append(again)
-    if claims_:
-        parts += [
-            "## The claims",
-            "What the records say of each claim of the three papers; the [ledger](claims.md) says why.",
-            _verdicts(claims_),
-        ]
-    timed = [record for record in found if record["method"].startswith("notebooks-")]
-    if timed:
-        parts += [
-            "## Minutes of the notebooks",
-            "Measured by the clock, the start of the kernel included. Networks that are recorded are "
-            "loaded, not trained.",
-            _minutes(timed),
-        ]
-    if not found:
-        return "\n\n".join(parts) + "\n"
-    header = ("scale", "data", "experiment", "seeds", "test accuracy", "training seconds")
-    rows = [(*_place(name), len(seeds), *_over_seeds(seeds)) for name, seeds in groups.items()]
-    parts += [
-        "## Over the seeds",
-        "Mean ± standard deviation over the seeds.",
-        _table(header, rows),
-    ]
-    header = ("record", "test accuracy", "seconds", "machine", "versions", "commit", "state")
-    rows = [
-        (
-            f"`{r['name']}`",
-            _key_metric(r),
-            _number(sum(r["seconds"].values())),
-            records.without_markup(_machine(r)),
-            records.without_markup(", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)),
-            _commit(r),
-            state.state,
-        )
-        for r, state in zip(found, stands, strict=True)
-    ]
-    parts += [
-        "## Every record",
-        "A commit with + had changes in its tree that were not committed; `data/` aside.",
-        _table(header, rows),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 # --------------------------------------------------------------------------------- the small print
 
 
@@ -402,7 +342,7 @@ def _run_queue(options: argparse.Namespace) -> int:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     if options.plan:
         rows = [(task.name, f"{s:.0f}") for task, s in zip(todo, seconds, strict=True)]
-        print(_table(("task, in the order of worth", "seconds"), rows))
+        print(pages.pipe_table(("task, in the order of worth", "seconds"), rows))
     hours = sum(seconds) / workers / 3_600
     print(f"{len(todo)} tasks, about {hours:.2g} hours for {workers} workers")
     if options.plan:
@@ -469,109 +409,15 @@ def _differences(differences: Iterable[records.Difference]) -> str:
     rows = [
         (
             d.name if d.kind == "metric" else f"config: {d.name}",
-            _number(d.a),
-            _number(d.b),
-            _number(d.difference),
-            _number(d.tolerance),
+            pages.shown(d.a),
+            pages.shown(d.b),
+            pages.shown(d.difference),
+            pages.shown(d.tolerance),
             {True: "yes", False: "NO", None: "not judged"}[d.within],
         )
         for d in differences
     ]
-    return _table(("metric", "a", "b", "b - a", "tolerance", "within"), rows)
-
-
-def _verdicts(claims_: Sequence[Any]) -> str:
-    from ersm_lab import ledger
-
-    rows = []
-    for claim in claims_:
-        outcomes = dict.fromkeys(finding.outcome for finding in claim.findings())
-        link = f"[{claim.key}](#{ledger.anchor(claim)})"
-        rows.append((link, claim.text, ", ".join(outcomes)))
-    return _table(("claim", "in our words", "outcome"), rows)
-
-
-def _minutes(timed: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        (
-            stem,
-            f"{took['seconds'] / 60:.1f}",
-            took["threads"],
-            *_place(records.group(r))[:2],
-            device,
-        )
-        for r in timed
-        for device in (records.without_markup(f"{r['device']['name']} ({r['device']['type']})"),)
-        for stem, took in r["metrics"].items()
-    ]
-    return _table(("notebook", "minutes", "threads", "scale", "data", "device"), rows)
-
-
-def _over_seeds(seeds: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    if all(KEY_METRIC in r["metrics"] for r in seeds):
-        accuracy = records.summarise(seeds, KEY_METRIC)
-        text = _number(accuracy.mean)
-        if accuracy.sd is not None:
-            text += f" ± {accuracy.sd:.2g}"
-    else:
-        text = "–"
-    return text, _number(sum(r["seconds"]["train"] for r in seeds) / len(seeds))
-
-
-def _place(name: str) -> tuple[str, str, str]:
-    """laptop/cifar10/ersm → (laptop, cifar10, ersm)."""
-    scale, _, rest = name.partition("/")
-    dataset, _, experiment = rest.partition("/")
-    return scale, dataset, experiment
-
-
-def _key_metric(record: dict[str, Any]) -> str:
-    return _number(record["metrics"].get(KEY_METRIC))
-
-
-def _machine(record: dict[str, Any]) -> str:
-    device = record["device"]
-    host = f"{device['cores']} cores, {device['threads']} threads"
-    memory = "" if device["memory_gib"] is None else f", {device['memory_gib']:g} GiB"
-    precision = "" if device["precision"] is None else f", {device['precision']}"
-    return f"{device['name']} ({device['type']}), {host}{memory}{precision}"
-
-
-def _verified() -> str:
-    """What full re-runs found, in a sentence."""
-    found = verifying.verifications()
-    agreed = sum(line["agrees"] for line in found)
-    latest = max((line["when"][:10] for line in found), default="")
-    return (
-        f"Run again in full: {len(found)} times, of which {agreed} agreed within the record's own "
-        f"tolerance; the latest on {latest}."
-        if found
-        else ""
-    )
-
-
-def _commit(record: dict[str, Any]) -> str:
-    if record["git_commit"] is None:
-        return "–"
-    return record["git_commit"][:8] + ("+" if record["git_dirty"] else "")
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A pipe table, aligned: legible in a terminal, and Markdown."""
-    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    rule = "| " + " | ".join("-" * width for width in widths) + " |"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return pages.pipe_table(("metric", "a", "b", "b - a", "tolerance", "within"), rows)
 
 
 def _message(error: BaseException) -> str:
@@ -664,7 +510,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, metavar="N", help="records at the same time; default: one a core"
     )
 
-    for page in (status, claims, scale):
+    for page in (status, records_, claims, scale):
         verb(page).add_argument("--write", type=Path, metavar="FILE", help="default: print it")
 
     fetching = verb(data_)

@@ -796,7 +796,7 @@ claim that is not reproduced here may hold in its authors' setting.
 
 *Reproduced*, *partly* and *not reproduced* follow the criterion. *Open*: the interval decides nothing,
 or there are fewer than three seeds. Intervals are of 95 %, paired over seeds and test images, and not
-corrected for the number of claims. The [status page](status.md) lists the records."""
+corrected for the number of claims. [All records](records.md) can be searched."""
 
 
 def anchor(claim: Claim) -> str:

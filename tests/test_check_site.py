@@ -16,7 +16,9 @@ import yaml
 from bs4 import BeautifulSoup
 from check_book import LARGEST_BOOK, LARGEST_PAGE, check_book, check_size
 from check_site import SKIPPED, Allowed, Seen, check_page
-from headless import NoBrowser, find_chromium
+from headless import NoBrowser, find_chromium, serving
+
+from ersm_lab import pages
 
 pytest_plugins = ["browser"]
 
@@ -215,3 +217,49 @@ def test_pages_are_looked_at_side_by_side_each_once(monkeypatch, capsys):
     assert len({browser for browser, _ in looks[:2]}) == 2
     assert sorted(name for _, name in looks) == pages
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_download_that_is_no_notebook_is_seen(look, tmp_path):
+    link = '<a class="btn-download-source-button" href="NAME.ipynb">download</a>'
+    (tmp_path / "good.ipynb").write_text('{"cells": []}', encoding="utf-8")
+    assert look(TEXT + link.replace("NAME", "good")).problems == []
+    (line,) = look(TEXT + link.replace("NAME", "gone")).problems
+    assert line.startswith("it cannot be downloaded: ") and "gone.ipynb (status 404)" in line
+
+
+SEARCH = """<!doctype html><html lang="en"><head><title>Search</title>
+<link rel="icon" href="data:,"></head>
+<body><ul id="search-results"></ul><script>
+if (location.search === "?q=watershed")
+  document.querySelector("ul").innerHTML = '<li><a href="page.html">A page</a></li>';
+</script></body></html>"""
+
+
+def test_a_search_that_finds_nothing_or_what_is_not_there_is_seen(browser, tmp_path, monkeypatch):
+    (tmp_path / "search.html").write_text(SEARCH, encoding="utf-8")
+    with serving(tmp_path, under="/below") as address:
+        assert address.endswith("/below")
+        (gone,) = check_site.check_search(browser, address, "watershed")
+        assert gone == "the search leads to a page that is not there: status 404"
+        (tmp_path / "page.html").write_text(TEXT, encoding="utf-8")
+        assert check_site.check_search(browser, address, "watershed") == []
+        monkeypatch.setattr(check_site, "PATIENCE", 500)
+        (line,) = check_site.check_search(browser, address, "nothing")
+        assert line == "the search finds no page with 'nothing'"
+
+
+def test_rows_are_filtered_by_words(browser, tmp_path):
+    rows = "".join(f"<tr><td>{name}</td></tr>" for name in ("ERSM seed0", "ersm seed1", "dense"))
+    body = f"{pages.FILTER}<article><table><tbody>{rows}</tbody></table></article>"
+    body = body.replace("```{raw} html", "").replace("```", "")
+    body = body.replace("../_static/filter.js", "filter.js")
+    (tmp_path / "page.html").write_text(body, encoding="utf-8")
+    (tmp_path / "filter.js").write_bytes((ROOT / "book/_static/filter.js").read_bytes())
+    with serving(tmp_path) as address:
+        page = browser.new_page()
+        page.goto(f"{address}/page.html")
+        assert page.locator("output").inner_text() == "3 of 3 rows"
+        page.get_by_label("Show the rows with all of these words").fill("seed1 ersm")
+        assert page.locator("output").inner_text() == "1 of 3 rows"
+        assert page.locator("tr:visible").all_inner_texts() == ["ersm seed1"]
+        page.close()

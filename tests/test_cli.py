@@ -14,7 +14,7 @@ import pytest
 import ersm_lab
 import ersm_lab.images
 import ersm_lab.training
-from ersm_lab import __main__
+from ersm_lab import pages
 from ersm_lab.__main__ import main
 from ersm_lab.results import provenance, records, standing
 
@@ -491,11 +491,13 @@ def test_status_page(lab, capsys, tmp_path):
     spoil(ERSM[0], source_hash="0" * 64, probe=OLD, git_commit="0123456789" * 4, git_dirty=False)
     device = records.read(ERSM[0])["device"] | {"name": "A|B <i>`c`", "memory_gib": None}
     spoil(ERSM[1], device=device)
-    page = tmp_path / "book" / "status.md"
-    assert main(["status", "--write", str(page)]) == 0
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    assert "Records: 4, in 2 groups; 3 current, 1 stale." in capsys.readouterr().out
+    page = tmp_path / "book" / "records.md"
+    assert main(["records", "--write", str(page)]) == 0
     assert f"wrote {page}" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Status of the records\n")
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "| smoke | shapes | ersm | 2 | 0.55 ± 0.071 | 1.5 |" in rows
     assert "Records: 4, in 2 groups; 3 current, 1 stale." in rows
@@ -504,7 +506,7 @@ def test_status_page(lab, capsys, tmp_path):
     assert r"A\|B \<i\>\`c\` (cpu)" in text
     tables = [line for line in text.partition("## Over the seeds")[2].splitlines() if "|" in line]
     assert len(tables) == 2 + 2 + 2 + 4
-    main(["status"])
+    main(["records"])
     assert capsys.readouterr().out == text
 
 
@@ -516,10 +518,10 @@ def test_status_page_begins_with_the_verdict_on_every_claim(lab):
         return types.SimpleNamespace(key=key, text=f"{key} holds.", findings=findings)
 
     claims = [claim("A (a)", "open", "reproduced", "open"), claim("B 2", "not yet run")]
-    text = __main__.status_page([], claims)
+    text = pages.status_page([], [], claims)
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "| [A (a)](#claim-a-a) | A (a) holds. | open, reproduced |" in rows
-    assert "| [B 2](#claim-b-2) | B 2 holds. | not yet run |" in rows
+    assert "| open, reproduced | [A (a)](#claim-a-a) |" in rows
+    assert "| not yet run | [B 2](#claim-b-2) |" in rows
     page = ledger.page()
     assert all(f"(claim-{key})=" in page for key in ("ersm-a", "isvs-4"))
 
@@ -557,7 +559,7 @@ def test_status_page_without_records_and_without_the_metric(lab, capsys):
     main(["run", ERSM[0]])
     spoil(ERSM[0], metrics={"loss": 1.0}, tolerance={})
     capsys.readouterr()
-    assert main(["status"]) == 0
+    assert main(["records"]) == 0
     assert "| – " in capsys.readouterr().out
 
 

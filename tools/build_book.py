@@ -30,7 +30,7 @@ from ersm_lab.images.data import default_dataset
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 # Pages of book/ that `python -m ersm_lab PAGE` writes from the records.
-GENERATED = ("status", "claims", "scale")
+GENERATED = ("status", "records", "claims", "scale")
 STAND_IN = (
     "Built without CIFAR-10, which could be neither found nor downloaded: textured shapes stand in "
     "wherever images are needed. What was recorded on CIFAR-10 is shown as recorded."

@@ -5,7 +5,9 @@ not empty; ask no other host for anything; end in no error; show its pictures an
 Each slider is moved, and the figure beside it must change; a figure that waits for its button
 (`data-part="start"`) is started first. axe-core must find no serious fault for readers who listen, use
 the keyboard, or need contrast, in light and in dark. On a phone nothing may be wider than the screen,
-unless it scrolls by itself. Pictures of every page go to _build/screenshots.
+unless it scrolls by itself. Pictures of every page go to _build/screenshots. The notebook of
+a page can be downloaded. The search finds pages with a word (--search). The book is served from a
+path below the root, as on GitHub Pages.
 
 A page with problems is looked at once more, and the second look counts: on a busy machine a browser
 may be late, a fault of the page is there again. Several pages are looked at at the same time, one a
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 AXE = Path(__file__).resolve().parent / "vendor" / "axe.min.js"
 SKIPPED = 77
+UNDER = "/ersm-book"  # where the book is served
+SEARCHED = "watershed"
 DESKTOP = {"width": 1280, "height": 900}  # CSS pixels
 PHONE = {"width": 360, "height": 740}
 LEAST_TEXT = 40  # characters: a page with less is empty
@@ -125,6 +129,38 @@ TEXT = """() => {
   const article = document.querySelector("article");
   return article?.querySelector("h1") ? article.innerText.trim().length : 0;
 }"""
+
+
+def check_download(page: Page) -> list[str]:
+    """What the page offers to download, a notebook if it is one, is there."""
+    found = []
+    for link in page.locator("a.btn-download-source-button").all():
+        address = link.evaluate("link => link.href")
+        answer = page.request.get(address)
+        if not answer.ok or (address.endswith(".ipynb") and "cells" not in answer.json()):
+            found.append(f"it cannot be downloaded: {address} (status {answer.status})")
+    return found
+
+
+def check_search(browser: Browser, address: str, word: str) -> list[str]:
+    """The search finds pages that have a word, and they are there."""
+    page = browser.new_page(viewport=DESKTOP)
+    try:
+        page.set_default_timeout(TIMEOUT)
+        problems: list[str] = []
+        watch(page, address, problems)
+        page.goto(f"{address}/search.html?q={word}")
+        results = page.locator("#search-results li a")
+        try:
+            results.first.wait_for(timeout=PATIENCE)
+        except Exception:
+            return [*problems, f"the search finds no page with {word!r}"]
+        found = page.request.get(results.first.evaluate("link => link.href"))
+        if not found.ok:
+            problems.append(f"the search leads to a page that is not there: status {found.status}")
+        return problems
+    finally:
+        page.close()
 
 
 def check_text(page: Page) -> list[str]:
@@ -304,7 +340,7 @@ def check_page(browser: Browser, address: str, name: str, pictures: Path | None 
         seen.equations, found = page.evaluate(EQUATIONS)
         seen.problems += found
         seen.pictures, found = page.evaluate(PICTURES)
-        seen.problems += found + check_text(page)
+        seen.problems += found + check_text(page) + check_download(page)
         shoot("light")
         page.add_style_tag(content=STILL)
         page.emulate_media(color_scheme="dark")
@@ -397,6 +433,7 @@ def main() -> int:
     parser.add_argument("--screenshots", type=Path, default=ROOT / "_build" / "screenshots")
     parser.add_argument("--chromium", help="the program; otherwise the one of the system")
     parser.add_argument("--jobs", type=int, help="pages at the same time; default: one a core")
+    parser.add_argument("--search", default=SEARCHED, help="a word that some page has")
     parser.add_argument("page", nargs="*", help="only these pages, named as in _toc.yml")
     args = parser.parse_args()
     if not args.html.is_dir():
@@ -404,16 +441,21 @@ def main() -> int:
     pages = args.page or list(parse_toc_yaml(ROOT / "_toc.yml"))
     jobs = min(args.jobs or allowed_cores(), len(pages)) or 1
     args.screenshots.mkdir(parents=True, exist_ok=True)
+    searched: list[str] = []
     try:
         print(f"{len(pages)} pages, {jobs} at the same time", flush=True)
-        with serving(args.html) as address:
+        with serving(args.html, under=UNDER) as address:
+            if not args.page:
+                with chromium(args.chromium) as browser:
+                    searched = check_search(browser, address, args.search)
             settings = {"program": args.chromium, "jobs": jobs}
             large_first = sorted(pages, key=lambda p: -size(args.html / f"{p}.html"))
             looks = look_side_by_side(address, large_first, args.screenshots, **settings)
     except NoBrowser as reason:
         print(f"The book was NOT looked at in a browser. {reason}", file=sys.stderr)
         return SKIPPED
-    problems = [f"{name}: {line}" for name in pages for line in looks[name].problems]
+    problems = [f"search: {line}" for line in searched]
+    problems += [f"{name}: {line}" for name in pages for line in looks[name].problems]
     for line in problems:
         print(line, file=sys.stderr, flush=True)
     print(f"{len(looks)} pages, {len(problems)} problems; screenshots are in {args.screenshots}")

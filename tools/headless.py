@@ -90,28 +90,41 @@ class Handler(SimpleHTTPRequestHandler):
         ".woff2": "font/woff2",
     }
 
+    def __init__(self, *args: object, under: str = "", **settings: object) -> None:
+        self.under = under  # the base class answers the request while it is made
+        super().__init__(*args, **settings)
+
+    def translate_path(self, path: str) -> str:
+        if not path.startswith(f"{self.under}/"):
+            return str(Path(self.directory) / "not-served")
+        return super().translate_path(path.removeprefix(self.under))
+
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, *, under: str = "") -> Iterator[str]:
     """Serve a folder on a free port of localhost.
 
+    Args:
+        folder: what is served.
+        under: the path it is found under, such as "/ersm-book": pages of a project lie so.
+
     Yields:
-        The address without a slash at its end, such as http://127.0.0.1:40321.
+        The address without a slash at its end, such as http://127.0.0.1:40321/ersm-book.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not there: build it before it can be served")
-    handler = partial(Handler, directory=str(folder))
+    handler = partial(Handler, directory=str(folder), under=under)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http://127.0.0.1:{server.server_address[1]}{under}"
         finally:
             server.shutdown()
             thread.join()
