@@ -18,11 +18,19 @@ def pytest_xdist_auto_num_workers(config):
 
 # Their tests start processes that import everything and train: they begin first, so that no worker is
 # left alone with one of them at the end.
-SLOW = ("test_workflow.py", "test_probes.py", "test_faults.py", "test_distributed.py")
+SLOW = (
+    "test_workflow.py",
+    "test_queue.py",
+    "test_teaching.py",
+    "test_probes.py",
+    "test_faults.py",
+    "test_distributed.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in SLOW)
+    order = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.name, len(SLOW)))
 
 
 class Killed(Exception):
