@@ -75,6 +75,10 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     command += [f"--ServerApp.root_dir={folder}", "--IdentityProvider.token=", "--ip=127.0.0.1"]
     command += ["--expose-app-in-browser"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    # All cells stay in the page, also those that are out of sight.
+    place = folder / ".jupyter/lab/user-settings/@jupyterlab/notebook-extension"
+    place.mkdir(parents=True)
+    (place / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     settings = {"ERSM_SCALE": "smoke", "JUPYTER_PREFER_ENV_PATH": "1", "HOME": str(folder)}
     environment = os.environ | settings
     with (folder / "jupyterlab.log").open("w") as log:
@@ -95,10 +99,8 @@ def jupyterlab(folder: Path) -> Iterator[str]:
             server.wait(30)
 
 
-IDLE = """() => {
-  const cells = [...document.querySelectorAll(".jp-CodeCell")];
-  return cells.length > 0 && cells.every(cell => /\\[\\d+\\]/.test(cell.innerText));
-}"""
+IDLE = """() => window.jupyterapp.shell.currentWidget.content.widgets.every(
+  cell => cell.model.type !== "code" || cell.model.executionCount)"""
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 READY = """() => {
   const panel = window.jupyterapp?.shell.currentWidget;
@@ -178,6 +180,7 @@ def try_notebook(page: Page, address: str, name: str, count: int) -> list[str]:
     page.wait_for_function(READY, timeout=PATIENCE)
     page.evaluate(RUN)
     page.wait_for_function(IDLE, timeout=PATIENCE)
+    page.wait_for_function(READY, timeout=PATIENCE)
     outputs = page.locator(".jp-OutputArea-output:has(.jupyter-widgets img)")
     try:
         outputs.first.wait_for(timeout=TO_DRAW)
