@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from ersm_lab.exercises import attempt
-from ersm_lab.exercises.inverse_scale import check_flatten, check_largest_step
+from ersm_lab.exercises.inverse_scale import (
+    check_flatten,
+    check_largest_step,
+    check_price,
+)
 from ersm_lab.images import inverse_scale
 
 
@@ -106,6 +110,46 @@ def test_a_wrong_step_is_told_what_is_wrong(function, told):
     assert answer.kind == "wrong" and told in answer.text
 
 
+def price(x, nu, level):
+    settings = inverse_scale.PathSettings(nu=nu)
+    path = inverse_scale.inverse_scale_path(x, levels=[level], settings=settings)
+    error = 255 * (x - path.images[0]).square().mean().sqrt()
+    return path.steps.double().median(), error
+
+
+def changed(steps=lambda s: s, error=lambda e: e):
+    def function(x, nu, level):
+        s, e = price(x, nu, level)
+        return steps(s), error(e)
+
+    return function
+
+
+def test_the_right_price_is_right():
+    assert attempt(price, check_price).kind == "right"
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda x, n, v: price(x, 0.3, v), "nu is not used"),
+        (lambda x, n, v: price(x, n, 1 - v), "share of closed edges"),
+        (changed(error=lambda e: e / 255), "times 255"),
+        (changed(error=lambda e: 255 * (e / 255) ** 2), "root of the mean square"),
+        (changed(error=lambda e: e**2), "root first"),
+        (changed(error=lambda e: e + 1), "grey levels, not"),
+        (changed(error=lambda e: e * math.nan), "grey levels, not"),
+        (changed(steps=lambda s: s + 1), "median of the steps"),
+        (lambda *a: 1.0, "two numbers"),
+        (lambda *a: None, "two numbers"),
+    ],
+)
+def test_a_wrong_price_is_told_what_is_wrong(function, told):
+    answer = attempt(function, check_price)
+    assert answer.kind == "wrong" and told in answer.text
+
+
 def test_unsolved_is_open():
+    assert attempt(unsolved, check_price).kind == "open"
     assert attempt(unsolved, check_flatten).kind == "open"
     assert attempt(unsolved, check_largest_step).kind == "open"

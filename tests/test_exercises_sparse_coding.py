@@ -67,9 +67,57 @@ def test_a_wrong_code_is_told_what_is_wrong(wrong, told):
     assert answer.kind == "wrong" and told in answer.text
 
 
+def restate(model, batches, *, reset=True, momentum=None, train=True, end=True):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            if reset:
+                module.reset_running_stats()
+            module.momentum = momentum
+    model.train(train)
+    with torch.no_grad():
+        for x in batches:
+            model(x)
+    if end:
+        model.eval()
+
+
+def trained(model, batches):
+    restate(model, batches)
+    with torch.no_grad():
+        model[0].weight += 1
+
+
+def scaled(model, batches):
+    restate(model, batches)
+    model[1].running_var *= 2
+
+
+def test_right_statistics_are_right():
+    assert attempt(restate, sparse_coding.check_restate).kind == "right"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda m, b: restate(m, b, reset=False), "old statistics still count"),
+        (lambda m, b: restate(m, b, momentum=0.1), "moving average"),
+        (lambda m, b: restate(m, b, train=False, reset=False), "only counted in training mode"),
+        (lambda m, b: restate(m, b, end=False), "call eval()"),
+        (lambda m, b: restate(m, b[:1]), "only the first batch"),
+        (lambda m, b: restate(m, b[-1:]), "only the last batch"),
+        (trained, "the weights have changed"),
+        (scaled, "away from the means"),
+    ],
+)
+def test_wrong_statistics_are_told_what_is_wrong(wrong, told):
+    answer = attempt(wrong, sparse_coding.check_restate)
+    assert answer.kind == "wrong" and told in answer.text
+
+
 def test_unsolved_is_open():
     def unsolved(*args):
         raise NotImplementedError
 
+    assert attempt(unsolved, sparse_coding.check_restate).kind == "open"
     assert attempt(unsolved, sparse_coding.check_smallest_lambda).kind == "open"
     assert attempt(unsolved, sparse_coding.check_unrolled).kind == "open"

@@ -104,6 +104,49 @@ def check_largest_step(function: Callable[[int, int, float, float], float]) -> s
     return None
 
 
+def check_price(function: Callable[[Tensor, float, float], tuple[float, float]]) -> str | None:
+    """Whether function(x, nu, level) gives the median steps of the paths of x (B, C, H, W) to a level,
+    and the root of the mean squared error there, in grey levels of 0 to 255.
+
+    Returns None if it is right, else what is wrong.
+    """
+    x = torch.rand(3, 3, 6, 7, generator=torch.Generator().manual_seed(0)) ** 2
+    for nu, level in ((1.0, 0.8), (0.1, 0.7)):
+        case = f"nu = {nu:g}, level {level:g}"
+        try:
+            steps, error = map(float, function(x.clone(), nu, level))
+        except (TypeError, ValueError):
+            return f"{case}: give two numbers, the steps and the error"
+        right_steps, right_error = _price(x, nu, level)
+        square = (right_error / 255) ** 2
+        for words, (other_steps, other_error) in {
+            "nu is not used: give the path settings=PathSettings(nu=nu)": _price(x, 0.3, level),
+            "the level is the share of closed edges, not of open ones": _price(x, nu, 1 - level),
+        }.items():
+            if math.isclose(steps, other_steps) and math.isclose(error, other_error, rel_tol=1e-4):
+                return f"{case}: {words}"
+        wrong = {
+            "the error is in units of 0 to 1: times 255": right_error / 255,
+            "take the root of the mean square": 255 * square,
+            "take the root first, then times 255": 255**2 * square,
+        }
+        for words, value in wrong.items():
+            if math.isclose(error, value, rel_tol=1e-4):
+                return f"{case}: {words}"
+        if not math.isclose(error, right_error, rel_tol=1e-4):
+            return f"{case}: the error is {right_error:.2f} grey levels, not {error:.2f}"
+        if not math.isclose(steps, right_steps):
+            return f"{case}: the median of the steps is {right_steps:g}, not {steps:g}"
+    return None
+
+
+def _price(x: Tensor, nu: float, level: float) -> tuple[float, float]:
+    settings = inverse_scale.PathSettings(nu=nu)
+    path = inverse_scale.inverse_scale_path(x, levels=[level], settings=settings)
+    error = 255 * (x - path.images[0]).square().mean().sqrt().item()
+    return path.steps.double().median().item(), error
+
+
 def _largest_from(eigenvalue: float, nu: float) -> float:
     trace = 1 + (1 + eigenvalue) / nu
     return (trace + math.sqrt(trace**2 - 4 / nu)) / 2

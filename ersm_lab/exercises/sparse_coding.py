@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ersm_lab.networks.sparse_coding import (
     analyse,
@@ -111,6 +112,84 @@ def check_unrolled(function: Callable) -> str | None:
             )
         return f"{steps} step(s): up to {(answer - right).abs().max():.3g} away from `sparse_code`"
     return None
+
+
+def check_restate(function: Callable) -> str | None:
+    """restate(model, batches): running statistics of every BatchNorm2d become plain means over batches.
+
+    The model is changed in place, keeps its weights and ends in evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 3, 5, 5, generator=generator) + step for step in range(3)]
+    before = _normalised()
+    model = copy.deepcopy(before)
+    function(model, [batch.clone() for batch in batches])
+    if any(
+        not torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True)
+    ):
+        return "the weights have changed: only the statistics are estimated anew"
+    if any(module.training for module in model.modules()):
+        return "the model is left in training mode: call eval() at the end"
+
+    def same(other: nn.Module) -> bool:
+        pairs = zip(_running(model), _running(other), strict=True)
+        return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+    if same(_restated(before, batches)):
+        return None
+    wrong = {
+        "no statistics have changed: batches are only counted in training mode": before,
+        "the old statistics still count: reset_running_stats() first": _restated(
+            before, batches, reset=False
+        ),
+        "a moving average: with momentum = None it is the plain mean over batches": _restated(
+            before, batches, momentum=0.1
+        ),
+        "only the first batch was used": _restated(before, batches[:1]),
+        "only the last batch was used": _restated(before, batches[-1:]),
+    }
+    for what, other in wrong.items():
+        if same(other):
+            return what
+    right = _running(_restated(before, batches))
+    off = max((a - b).abs().max() for a, b in zip(_running(model), right, strict=True))
+    return f"up to {off:.3g} away from the means over the batches"
+
+
+def _normalised() -> nn.Module:
+    """A small network with two batch normalisations whose statistics are of other images."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 2),
+        nn.BatchNorm2d(2),
+    ]
+    model = nn.Sequential(*layers)
+    for _ in range(2):
+        model(5 * torch.randn(8, 3, 5, 5))
+    return model.eval()
+
+
+@torch.no_grad()
+def _restated(
+    model: nn.Module, batches: list[Tensor], *, reset: bool = True, momentum: float | None = None
+) -> nn.Module:
+    model = copy.deepcopy(model).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            if reset:
+                module.reset_running_stats()
+            module.momentum = momentum
+    for batch in batches:
+        model(batch)
+    return model.eval()
+
+
+def _running(model: nn.Module) -> list[Tensor]:
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [value for norm in norms for value in (norm.running_mean, norm.running_var)]
 
 
 def _as_released(x: Tensor, dictionary: Tensor, step: float, weight: float, steps: int) -> Tensor:
