@@ -166,7 +166,7 @@ def draw_auc(judged: Judged) -> Figure:
     axis.axvline(0.5, color="0.4", linestyle=":")
     axis.set(
         title="How well a map tells object from background, a mark a seed",
-        xlabel="ROC AUC over the pixels of an image, mean over images  (dotted: by lot)",
+        xlabel="ROC AUC over the pixels of an image, mean over images  (dotted: at random)",
     )
     if not found:
         axis.text(0.5, 0.5, NOT_RUN, ha="center", transform=axis.transAxes)
