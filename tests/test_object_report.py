@@ -203,13 +203,15 @@ def test_the_slider_has_the_threshold_of_the_network_in_its_middle(images):
 
 
 def test_a_lie_that_is_believed_is_marked(images, networks):
-    kinds = torch.zeros(12, dtype=torch.long)
-    sets = dict.fromkeys(object_report.CONDITIONS, images)
+    predicted = object_report.look(networks.masked, images).predicted
+    wrong = predicted != images.labels  # the lying ground is what the masked network says
+    kinds = torch.where(wrong, predicted, (images.labels + 1) % 10)
     figure = object_report.draw_backgrounds(
-        sets, kinds, masked=networks.masked, dense=networks.dense
+        dict.fromkeys(object_report.CONDITIONS, images),
+        kinds,
+        masked=networks.masked,
+        dense=networks.dense,
     )
     words = [axis.get_xlabel() for axis in figure.axes if "masked:" in axis.get_xlabel()]
     assert len(words) == 36
-    seen = object_report.look(networks.masked, images)
-    believed = (seen.predicted == kinds) & (seen.predicted != images.labels)
-    assert sum("follows" in text.splitlines()[1] for text in words) == believed.sum()
+    assert sum("follows" in text.splitlines()[1] for text in words) == wrong.sum() > 0
