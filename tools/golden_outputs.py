@@ -57,7 +57,6 @@ COMPUTED = (
     "= Every pixel replaced",
     "= Maps that know nothing",
     "= 1,000 images",
-    "= 1,000 objects",
     "= Seed by seed (3), 1,000 objects",
 )
 

@@ -1,17 +1,9 @@
 """Tables and pictures of the chapter on objects: does the mask see them, and does a background lie?
 
-Tables are drawn from the records of the suites `objects` (on textured shapes) and `spurious` (on those
-whose background tells the class in most training images); see `judging`. Two of the paper's claims are
-judged here by the criteria of the ledger, with intervals paired over seeds and images:
-
-    (d) masks isolate objects      AUC of the logit against the centre prior and against Grad-CAM of the
-                                   dense network; IoU of the mask against that of keeping everything
-    (f) less use of backgrounds    accuracy where the background lies, against the dense network
-
-Pictures are drawn from networks. Shares of the object and the background that a mask keeps, t and f,
-say all about it once the object's share r of the image is known:
-
-    IoU = r t / (r + (1 - r) f)        AUC = (1 + t - f) / 2
+Tables are drawn from the records of the suite `objects` (on textured shapes); see `judging`. Claim (d),
+masks isolate objects, is judged by the criterion of the ledger, with intervals paired over seeds and
+images: AUC of the logit against the centre prior and against Grad-CAM of the dense network; IoU of the
+mask against that of keeping everything. Pictures are drawn from networks.
 
 Where a record is missing, a table says "not yet run".
 """
@@ -21,27 +13,23 @@ from __future__ import annotations
 import io
 import math
 import statistics as plain_statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from ersm_lab import judging, ledger
+from ersm_lab import ledger
 from ersm_lab.evaluation import inference, object_masks
-from ersm_lab.evaluation.deletion_insertion import resize
-from ersm_lab.images import data as lab_data
-from ersm_lab.images import shapes
 from ersm_lab.images.data import ImageSet
 from ersm_lab.results import records, statistics
 from ersm_lab.results.statistics import Difference
-from ersm_lab.views import energy_theory, figures
+from ersm_lab.views import figures
 from ersm_lab.views.frames import frame_slider
 from ersm_lab.views.tables import Table
 from ersm_lab.views.widgets import Widget
@@ -122,7 +110,7 @@ def score_table(judged: Judged) -> Table:
     header = ["map of", "map", "seeds", *SCORES.values()]
     rows = [_score_row(network, name, group) for network, name, group in _places(judged)]
     known = judged.masked or judged.dense
-    overlap = _mean_sd([r["metrics"]["keep_everything"]["mean"] for r in known])
+    overlap = mean_sd([r["metrics"]["keep_everything"]["mean"] for r in known])
     rows.append(["no network", "keep everything", str(len(known)), *["–"] * 4, overlap])
     caption = "Maps against the true objects of textured shapes"
     if known:
@@ -147,12 +135,13 @@ def _score_row(network: str, name: str, group: Sequence[Mapping]) -> list[str]:
         found = [each for each in found if each is not None]
         missing = max((each["undefined"] for each in found), default=0)
         values = [each["mean"] for each in found if each["mean"] is not None]
-        text = _mean_sd(values)
+        text = mean_sd(values)
         row.append(f"{text} ({missing})" if values and missing else text)
     return row
 
 
-def _mean_sd(values: Sequence[float], *, factor: float = 1, digits: int = 3) -> str:
+def mean_sd(values: Sequence[float], *, factor: float = 1, digits: int = 3) -> str:
+    """Mean ± standard deviation over seeds; a dash of none."""
     if not values:
         return "–"
     values = [factor * value for value in values]
@@ -177,7 +166,7 @@ def draw_auc(judged: Judged) -> Figure:
     axis.axvline(0.5, color="0.4", linestyle=":")
     axis.set(
         title="How well a map tells object from background, a mark a seed",
-        xlabel="ROC AUC over the pixels of an image, mean over images  (dotted: by lot)",
+        xlabel="ROC AUC over the pixels of an image, mean over images  (dotted: at random)",
     )
     if not found:
         axis.text(0.5, 0.5, NOT_RUN, ha="center", transform=axis.transAxes)
@@ -269,99 +258,6 @@ def _gap_row(words: str, gap: Difference | None) -> list[str]:
     ]
 
 
-# --- claim (f) -------------------------------------------------------------------------------------
-
-
-def background_table(judged: Judged) -> Table:
-    """Accuracy by what the background does, and the share that is taken for the background's class."""
-    rows = []
-    groups = {"dense": judged.dense_spurious, "masked": judged.masked_spurious}
-    for network, group in groups.items():
-        row = [f"{network} network", str(len(group))]
-        if not group:
-            rows.append([*row, NOT_RUN, *["–"] * len(CONDITIONS)])
-            continue
-        shares = [[r["metrics"]["accuracy"][name] for r in group] for name in CONDITIONS]
-        shares.append([r["metrics"]["follows_background"] for r in group])
-        rows.append([*row, *[_mean_sd(each, factor=100, digits=1) for each in shares]])
-    known = [*judged.dense_spurious, *judged.masked_spurious]
-    caption = "Accuracy in %, the same objects on three backgrounds: mean ± sd over seeds"
-    if known:
-        caption += f", {known[0]['metrics']['images']:,} images"
-    header = ["network", "seeds", *CONDITIONS.values(), "lies, and is followed"]
-    return Table(header=header, rows=rows, caption=caption)
-
-
-def gaps_f(judged: Judged) -> dict[str, Difference | None]:
-    """Accuracy of the masked network minus the dense one's, in points, paired over seeds and images.
-
-    Keys are "lies", which the criterion asks, "truth", "unmarked", and "cost": what a lie costs, the
-    accuracy at the truth minus that at the lie.
-    """
-    answers = {
-        network: {r["seed"]: judging.answers_by_condition(r) for r in group}
-        for network, group in (
-            ("masked", judged.masked_spurious),
-            ("dense", judged.dense_spurious),
-        )
-    }
-    if not answers["masked"].keys() & answers["dense"].keys():
-        return dict.fromkeys(("lies", "truth", "unmarked", "cost"))
-
-    def gap(value: Callable[[Mapping[str, Tensor]], Tensor]) -> Difference:
-        sides = [
-            {seed: value(right).double().numpy() for seed, right in answers[network].items()}
-            for network in ("masked", "dense")
-        ]
-        return statistics.paired(*sides)
-
-    return {
-        "lies": gap(lambda right: right["lies"]),
-        "truth": gap(lambda right: right["truth"]),
-        "unmarked": gap(lambda right: right["unmarked"]),
-        "cost": gap(lambda right: right["truth"].double() - right["lies"].double()),
-    }
-
-
-def table_f(judged: Judged) -> Table:
-    """What claim (f) asks, and what it does not; the verdict is the ledger's."""
-    gaps = gaps_f(judged)
-    words = {
-        "lies": "accuracy where the background lies",
-        "truth": "beside it: where it tells the truth",
-        "unmarked": "beside it: where it is unmarked",
-        "cost": "beside it: what a lie costs, truth minus lies",
-    }
-    rows = [_gap_row(text, gaps[name]) for name, text in words.items()]
-    caption = "Claim (f): masked network minus dense network, shapes with marked backgrounds"
-    return Table(header=_gap_header("points"), rows=rows, caption=caption)
-
-
-def kept_table(judged: Judged) -> Table:
-    """Where masks and maps lie, by what the background does, in %: mean ± sd over seeds."""
-    masked, dense = judged.masked_spurious, judged.dense_spurious
-    asked = {
-        "object kept": (masked, "mask", "kept_on_object"),
-        "background kept": (masked, "mask", "kept_on_background"),
-        "share of the mask on the background": (masked, "mask", "on_background"),
-        "share of its Grad-CAM there": (masked, "grad_cam", "on_background"),
-        "share of the dense network's Grad-CAM there": (dense, "grad_cam", "on_background"),
-    }
-    rows = []
-    for words, (group, kind, score) in asked.items():
-        if not group:
-            rows.append([words, "0", NOT_RUN, *["–"] * (len(CONDITIONS) - 1)])
-            continue
-        cells = []
-        for name in CONDITIONS:
-            values = [r["metrics"]["maps"][name][kind][score]["mean"] for r in group]
-            values = [value for value in values if value is not None]
-            cells.append(_mean_sd(values, factor=100, digits=1))
-        rows.append([words, str(len(group)), *cells])
-    header = ["in %", "seeds", *[f"background {words}" for words in CONDITIONS.values()]]
-    return Table(header=header, rows=rows, caption="What is kept, and where the maps lie")
-
-
 # --- what a masked network sees --------------------------------------------------------------------
 
 
@@ -400,25 +296,6 @@ def look(model: nn.Module, data: ImageSet) -> Seen:
     return Seen(**{name: torch.cat(found).cpu() for name, found in parts.items()})
 
 
-def auc_table(maps: Mapping[str, Tensor], objects: Tensor) -> Table:
-    """ROC AUC and pointing game of maps of tokens, mean and standard error over images.
-
-    Args:
-        maps: {words: (N, h, w)}, larger where the object should be; stretched as in the records.
-        objects: bool (N, H, W).
-    """
-    rows = []
-    for words, values in maps.items():
-        pixels = resize(values, tuple(objects.shape[1:]))  # (N, H, W)
-        cells = []
-        for score in (object_masks.auc, object_masks.pointing):
-            found = object_masks.summary(score(pixels, objects))
-            cells.append(f"{found['mean']:.3f} ± {found['standard_error']:.3f}")
-        rows.append([words, *cells])
-    caption = f"{len(objects):,} images, one network: mean ± standard error over images"
-    return Table(header=["map", "ROC AUC", "pointing game"], rows=rows, caption=caption)
-
-
 # --- pictures --------------------------------------------------------------------------------------
 
 
@@ -428,7 +305,7 @@ def outline(axis: Axes, mask: Tensor) -> None:
         axis.contour(mask.cpu().float().numpy(), levels=[0.5], colors=colour, linewidths=width)
 
 
-def _show(axis: Axes, picture: np.ndarray | Tensor, side: int, **style):
+def show(axis: Axes, picture: np.ndarray | Tensor, side: int, **style):
     """A picture of any resolution in the coordinates of an image of so many pixels a side."""
     edge = side - 0.5
     return axis.imshow(np.asarray(picture), extent=(-0.5, edge, edge, -0.5), **style)
@@ -457,15 +334,15 @@ def gallery(images: ImageSet, seen: Seen, cams: Tensor) -> Figure:
     for column in range(count):
         axes[0, column].imshow(images.images[column].numpy())
         axes[0, column].set_title(images.classes[images.labels[column]], fontsize=9)
-        _show(axes[1, column], figures.shade(images.images[column], seen.mask[column, 0]), side)
+        show(axes[1, column], figures.shade(images.images[column], seen.mask[column, 0]), side)
         words = f"{100 * seen.mask[column].mean():.0f} % kept"
         if overlap is not None:
             words += f"\nIoU {overlap[column]:.2f}"
         axes[1, column].set_xlabel(words, fontsize=8)
-        logit = _show(
+        logit = show(
             axes[2, column], seen.logit[column, 0], side, cmap="RdBu_r", vmin=-bound, vmax=bound
         )
-        _show(axes[3, column], cams[column].cpu(), side, cmap="viridis")
+        show(axes[3, column], cams[column].cpu(), side, cmap="viridis")
         if images.masks is not None:
             for row in range(4):
                 outline(axes[row, column], images.masks[column])
@@ -477,45 +354,6 @@ def gallery(images: ImageSet, seen: Seen, cams: Tensor) -> Figure:
     figure.suptitle(title, fontsize=11)
     figure.colorbar(logit, ax=axes[2, :], label="z  (kept below 0)", shrink=0.95)
     return figure
-
-
-def draw_roc(maps: Mapping[str, Tensor], target: Tensor) -> Figure:
-    """ROC curves of maps of one image, the area under each in the legend.
-
-    Args:
-        maps: {words: (H, W)}, larger where the object should be.
-        target: bool (H, W), the object.
-    """
-    figure, axis = plt.subplots(figsize=(4.8, 4.2))
-    for words, values in maps.items():
-        area = object_masks.auc(values[None], target[None]).item()
-        axis.plot(*(100 * share for share in roc(values, target)), label=f"{words}: {area:.2f}")
-    axis.plot([0, 100], [0, 100], color="0.4", linestyle=":", linewidth=1)
-    axis.set(
-        title="ROC curves of one image",
-        xlabel="background above the threshold [%]",
-        ylabel="object above the threshold [%]",
-        aspect="equal",
-    )
-    axis.legend(title="area (1 = all)", loc="lower right", fontsize=8, title_fontsize=8)
-    return figure
-
-
-def roc(values: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the background and of the object above each threshold, from none to all of both.
-
-    Args:
-        values: (H, W); tied pixels come at once, so that the curve rises straight over them.
-        target: bool (H, W).
-
-    Returns:
-        Two (thresholds + 1,) arrays, rising from 0 to 1.
-    """
-    flat, on = values.flatten().double().numpy(), target.flatten().numpy()
-    order = np.argsort(-flat, kind="stable")
-    last = np.append(np.diff(flat[order]) != 0, True)  # of each run of ties
-    hits, misses = np.cumsum(on[order])[last], np.cumsum(~on[order])[last]
-    return np.append(0, misses / (~on).sum()), np.append(0, hits / on.sum())
 
 
 def threshold_slider(
@@ -598,7 +436,7 @@ def _slider_canvas(images: ImageSet, shown: int, off: np.ndarray, on: np.ndarray
     side = images.images.shape[1]
     for column in range(shown):
         axis = figure.add_subplot(grid[column // columns, column % columns])
-        _show(axis, figures.shade(images.images[column], torch.ones(side, side)), side)
+        show(axis, figures.shade(images.images[column], torch.ones(side, side)), side)
         outline(axis, images.masks[column])
         axes.append(axis)
     _bare(np.array(axes))
@@ -622,279 +460,7 @@ def _small_png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-# --- flat or rough ---------------------------------------------------------------------------------
-
-SCENES = (("rough", "flat"), ("flat", "flat"), ("rough", "rough"), ("flat", "rough"))
-
-
-def repaint(
-    data: ImageSet, *, inside: str, outside: str, contrast: float = 0.3, seed: int = 0
-) -> ImageSet:
-    """The same objects in their mean colour on grounds of theirs, each flat or rough.
-
-    Args:
-        data: images with objects.
-        inside, outside: "flat" or "rough", of the object and of the ground.
-        contrast: standard deviation of the grey noise that makes a region rough, one number a pixel,
-            in units of 0 to 1.
-        seed: of the noise; the same in every scene.
-
-    Raises:
-        ValueError: images without objects, or another word.
-    """
-    if data.masks is None:
-        raise ValueError("where the objects are is not known: take textured shapes")
-    for word in (inside, outside):
-        if word not in ("flat", "rough"):
-            raise ValueError(f'a region is "flat" or "rough", got {word!r}')
-    images = data.images.float() / 255  # (N, H, W, 3)
-    on = data.masks[..., None].float()  # (N, H, W, 1)
-    lots = torch.Generator().manual_seed(seed)
-    noise = contrast * torch.randn(*on.shape, generator=lots)  # (N, H, W, 1)
-
-    def painted(region: Tensor, word: str) -> Tensor:
-        total = region.sum((1, 2), keepdim=True).clamp_min(1)
-        colour = (images * region).sum((1, 2), keepdim=True) / total  # (N, 1, 1, 3)
-        return region * (colour + (noise if word == "rough" else 0))
-
-    made = painted(on, inside) + painted(1 - on, outside)  # (N, H, W, 3)
-    return replace(data, images=(made.clamp(0, 1) * 255).round().byte())
-
-
-def hand_made_cost(
-    objects: Tensor, *, inside: str, outside: str, dim: int = 16, seed: int = 0
-) -> Tensor:
-    """softplus(agreement) of tokens made by hand: one direction all over a flat region, any in a rough.
-
-    The directions of a flat object and of a flat ground are orthogonal; those of a rough region are
-    drawn by lot. Four neighbours.
-
-    Args:
-        objects: bool (N, h, w).
-        inside, outside: "flat" or "rough".
-        dim: D, length of the tokens.
-        seed: of the lots.
-
-    Returns:
-        (N, 1, h, w), float64.
-    """
-    lots = torch.Generator().manual_seed(seed)
-    shape = (len(objects), dim, *objects.shape[1:])
-
-    def region(word: str, axis: int) -> Tensor:
-        if word == "rough":
-            return F.normalize(torch.randn(*shape, dtype=torch.float64, generator=lots), dim=1)
-        tokens = torch.zeros(*shape, dtype=torch.float64)
-        tokens[:, axis] = 1
-        return tokens  # (N, D, h, w)
-
-    tokens = torch.where(objects[:, None], region(inside, 0), region(outside, 1))
-    return energy_theory.pair_cost(tokens, lambda_pair=1.0, neighbourhood=4)
-
-
-def draw_scenes(model: nn.Module, data: ImageSet, *, contrast: float = 0.3) -> Figure:
-    """One object in four scenes: the image, the cost by hand, the cost in the network, what is kept.
-
-    Args:
-        model: a masked network.
-        data: the first image is taken.
-        contrast: as in `repaint`.
-    """
-    one, side = data[:1], data.images.shape[1]
-    figure, axes = plt.subplots(4, len(SCENES), figsize=(7.2, 7.0))
-    columns = [_scene(model, one, scene, contrast) for scene in SCENES]
-    bounds = [(min(c[k].min() for c in columns), max(c[k].max() for c in columns)) for k in (1, 2)]
-    for column, (scene, parts) in enumerate(zip(SCENES, columns, strict=True)):
-        image, by_hand, cost, kept = parts
-        axes[0, column].set_title(f"{scene[0]} object,\n{scene[1]} ground", fontsize=9)
-        axes[0, column].imshow(image.numpy())
-        shown = []
-        for row, values, (low, high) in ((1, by_hand, bounds[0]), (2, cost, bounds[1])):
-            shown.append(
-                _show(axes[row, column], values, side, cmap="viridis", vmin=low, vmax=high)
-            )
-        _show(axes[3, column], figures.shade(image, kept), side)
-        for row in range(4):
-            outline(axes[row, column], one.masks[0])
-    _bare(axes)
-    labels = ("image", "cost, tokens\nby hand", "cost, in\nthe network", "tokens kept")
-    for row, label in enumerate(labels):
-        axes[row, 0].set_ylabel(label, fontsize=9)
-    for row, picture in zip((1, 2), shown, strict=True):
-        figure.colorbar(picture, ax=axes[row, :], label="softplus(a)", shrink=0.9)
-    figure.suptitle("Which tokens resemble their neighbours, and which are kept", fontsize=11)
-    return figure
-
-
-def _scene(
-    model: nn.Module, one: ImageSet, scene: tuple[str, str], contrast: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The image (H, W, 3), cost by hand (h, w), cost in the network (h, w), mask (h, w)."""
-    inside, outside = scene
-    painted = repaint(one, inside=inside, outside=outside, contrast=contrast)
-    seen = look(model, painted)
-    grid = tuple(seen.mask.shape[2:])
-    objects = F.adaptive_avg_pool2d(one.masks[:, None].float(), grid)[:, 0] > 0.5  # (1, h, w)
-    by_hand = hand_made_cost(objects, inside=inside, outside=outside)
-    return painted.images[0], by_hand[0, 0], seen.cost[0, 0], seen.mask[0, 0]
-
-
-def scene_table(model: nn.Module, data: ImageSet, *, contrast: float = 0.3) -> Table:
-    """All objects in the four scenes and as they are: cost, what is kept, AUC of the logit, accuracy.
-
-    Args:
-        model: a masked network.
-        data: images with objects.
-        contrast: as in `repaint`.
-    """
-    sets = {"as they are": data}
-    for inside, outside in SCENES:
-        painted = repaint(data, inside=inside, outside=outside, contrast=contrast)
-        sets[f"{inside} object, {outside} ground"] = painted
-    rows = []
-    for words, images in sets.items():
-        seen, truth = look(model, images), images.masks
-        size = tuple(truth.shape[1:])
-        kept = object_masks.mask_scores(
-            object_masks.to_pixels(seen.mask, size, smooth=False), truth
-        )
-        cost = object_masks.to_pixels(seen.cost, size, smooth=False).double()  # (N, H, W)
-        area = object_masks.auc(resize(-seen.logit[:, 0], size), truth)
-        means = [(cost * part).sum((1, 2)) / part.sum((1, 2)) for part in (truth, ~truth)]
-        right = (seen.predicted == images.labels).double()
-        rows.append(
-            [
-                words,
-                *[f"{each.nanmean():.2f}" for each in means],
-                f"{100 * kept['kept_on_object'].nanmean():.0f}",
-                f"{100 * kept['kept_on_background'].nanmean():.0f}",
-                f"{area.nanmean():.2f}",
-                f"{100 * right.mean():.0f}",
-            ]
-        )
-    header = [
-        "scene",
-        "cost, object",
-        "cost, ground",
-        "object kept [%]",
-        "ground kept [%]",
-        "AUC of the logit",
-        "accuracy [%]",
-    ]
-    caption = f"{len(data):,} objects, one network; cost is softplus(a), noise of {contrast:g}"
-    return Table(header=header, rows=rows, caption=caption)
-
-
-def roughness(images: Tensor, region: Tensor) -> Tensor:
-    """Mean absolute step of grey from a pixel to its right or lower neighbour, both in the region.
-
-    Args:
-        images: uint8 (N, H, W, 3).
-        region: bool (N, H, W).
-
-    Returns:
-        (N,), in units of 0 to 1; 0 where the region has no such pair.
-    """
-    grey = images.float().mean(3) / 255  # (N, H, W)
-    total, pairs = torch.zeros(len(grey)), torch.zeros(len(grey))
-    for axis in (1, 2):
-        size = grey.shape[axis] - 1
-        first, second = grey.narrow(axis, 0, size), grey.narrow(axis, 1, size)
-        both = region.narrow(axis, 0, size) & region.narrow(axis, 1, size)
-        total += ((second - first).abs() * both).sum((1, 2))
-        pairs += both.sum((1, 2))
-    return total / pairs.clamp_min(1)
-
-
-def roughness_table(data: ImageSet, seen: Seen, *, parts: int = 4) -> Table:
-    """What is kept of images as they are, sorted by how much rougher the object is than its ground.
-
-    Args:
-        data: images with objects.
-        seen: of `look`, on these images.
-        parts: so many equal groups.
-    """
-    truth, size = data.masks, tuple(data.masks.shape[1:])
-    gap = roughness(data.images, truth) - roughness(data.images, ~truth)  # (N,)
-    kept = object_masks.mask_scores(object_masks.to_pixels(seen.mask, size, smooth=False), truth)
-    area = object_masks.auc(resize(-seen.logit[:, 0], size), truth)  # (N,)
-    rows = []
-    for number, chosen in enumerate(gap.argsort().chunk(parts), 1):
-        rows.append(
-            [
-                f"{number} of {parts}",
-                f"{100 * gap[chosen].mean():+.1f}",
-                f"{100 * kept['kept_on_object'][chosen].nanmean():.0f}",
-                f"{100 * kept['kept_on_background'][chosen].nanmean():.0f}",
-                f"{kept['iou'][chosen].nanmean():.2f}",
-                f"{area[chosen].nanmean():.3f}",
-            ]
-        )
-    header = [
-        "group",
-        "object rougher by [% of white]",
-        "object kept [%]",
-        "ground kept [%]",
-        "IoU of the mask",
-        "AUC of the logit",
-    ]
-    caption = f"{len(data):,} images as they are, from the smoothest object to the roughest"
-    return Table(header=header, rows=rows, caption=caption)
-
-
 # --- backgrounds that lie --------------------------------------------------------------------------
-
-
-def ground_table(record: Mapping) -> Table:
-    """Kept share by class of a network trained on marked backgrounds, with the ground of the class.
-
-    Args:
-        record: of the network itself, on "shapes-spurious"; in its validation images the ground is
-            mostly that of the class, in its test images it is drawn by lot.
-    """
-    metrics = record["metrics"]
-    columns = [part["mask"]["kept_by_class"] for part in (metrics["validation"], metrics)]
-    order = sorted(range(len(shapes.CLASSES)), key=lambda k: -(columns[0][k] or 0))
-    rows = [
-        [
-            shapes.BACKGROUNDS[k],
-            shapes.CLASSES[k],
-            *["–" if c[k] is None else f"{100 * c[k]:.0f}" for c in columns],
-        ]
-        for k in order
-    ]
-    header = ["ground", "of the class", "kept with its ground [%]", "kept on grounds by lot [%]"]
-    return Table(header=header, rows=rows, caption=f"Tokens kept by class, {record['name']}")
-
-
-def three_backgrounds(data: ImageSet, count: int) -> tuple[dict[str, ImageSet], Tensor]:
-    """The same objects on backgrounds that tell the truth, lie, or are unmarked, as in the suite.
-
-    Args:
-        data: textured shapes, for their normalisation and classes.
-        count: objects are drawn until so many have a background that lies.
-
-    Returns:
-        {condition of `CONDITIONS`: N images} and the class that each lying background stands for, (N,).
-    """
-    shares = {"truth": 1.0, "lies": 0.0, "unmarked": None}
-    seed, side = lab_data.SHAPES_SEED["test"], data.images.shape[1]
-    drawn = 2 * count + 20  # nine in ten lie
-    made = {
-        name: shapes.textured_shapes(drawn, seed=seed, spurious=share, size=side)
-        for name, share in shares.items()
-    }
-    lying = (made["lies"].backgrounds != made["lies"].labels).nonzero()[:count, 0]  # (N,)
-    sets = {
-        name: replace(
-            data,
-            images=each.images.permute(0, 2, 3, 1).contiguous(),  # (drawn, H, W, 3)
-            labels=each.labels,
-            masks=each.masks,
-        )[lying]
-        for name, each in made.items()
-    }
-    return sets, made["lies"].backgrounds[lying]
 
 
 def draw_backgrounds(
@@ -903,7 +469,8 @@ def draw_backgrounds(
     """Each object on its three backgrounds, what is kept of it, and what both networks say.
 
     Args:
-        sets, kinds: of `three_backgrounds`.
+        sets: {condition of `CONDITIONS`: the same N objects}.
+        kinds: the class that each lying background stands for, (N,).
         masked, dense: networks trained on backgrounds that mostly tell the truth.
     """
     (first, *_) = sets.values()
@@ -917,7 +484,7 @@ def draw_backgrounds(
         top, bottom = axes[2 * part], axes[2 * part + 1]
         for column in range(count):
             top[column].imshow(images.images[column].numpy())
-            _show(bottom[column], figures.shade(images.images[column], seen.mask[column, 0]), side)
+            show(bottom[column], figures.shade(images.images[column], seen.mask[column, 0]), side)
             outline(bottom[column], images.masks[column])
             if part == 0:
                 top[column].set_title(first.classes[first.labels[column]], fontsize=9)
