@@ -284,8 +284,8 @@ def apart_from_random(groups: Groups, method: str) -> dict[str, dict[str, bool]]
 def order(groups: Groups, method: str, *, unit: str) -> Table:
     """The place of every ranking by our test and by the conventions on tokens or on pixels.
 
-    1 is the best; in brackets if not told apart from a random order. The last row is Kendall's tau of each
-    test's order with that of our test, 1 for the same.
+    1 is the best; in brackets if not told apart from a random order. The last row is Kendall's tau of
+    each test's order with that of our test, 1 for the same.
 
     Raises:
         ValueError: another unit.
