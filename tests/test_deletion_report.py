@@ -1,11 +1,10 @@
-"""The tables and pictures of the deletion chapter have the numbers of their records, and name gaps."""
+"""The tables of deletion and the slider have the numbers of their records, and name gaps."""
 
 import base64
 import io
 import json
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -20,17 +19,10 @@ from ersm_lab.evaluation import deletion, inference, rankings
 from ersm_lab.evaluation import deletion_insertion as di
 from ersm_lab.images import data
 from ersm_lab.networks import backbones
-from ersm_lab.results import answer_bits, records
+from ersm_lab.results import answer_bits
 
 SHARES = (0, 50, 90)
 LEVELS = {"logit": 0.9, "unary": 0.9, "magnitude": 0.8, "energy": 0.6, "random": 0.7}
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """No figure is left open."""
-    yield
-    plt.close("all")
 
 
 def made(method, seed=0, *, shift=0.0, images=80, blank=(), levels=LEVELS):
@@ -97,57 +89,18 @@ def groups():
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def test_records_are_read_by_method_and_suite(monkeypatch):
-    every = [made("a", 0), made("a", 1), made("b", 0), {"method": "a", "seed": 0}]
+def test_records_are_read_by_method(monkeypatch):
+    every = {"a.deletion": [made("a", 0), made("a", 1)]}
     asked = []
 
-    def read_all(**where):
+    def of(method, **where):
         asked.append(where)
-        return every
+        return every.get(method, [])
 
-    monkeypatch.setattr(records, "read_all", read_all)
+    monkeypatch.setattr(report.statistics, "of", of)
     found = report.recorded(("a", "c"), scale="smoke", dataset="shapes")
     assert {name: len(group) for name, group in found.items()} == {"a": 2, "c": 0}
-    assert len(report.recorded(("a",), suite=None)["a"]) == 1
     assert asked[0] == {"scale": "smoke", "dataset": "shapes"} and len(asked) == 2
-
-
-# --- masks -----------------------------------------------------------------------------------------
-
-
-def trained(own=0.90, **replaced):
-    costs = {"uniform": 0.80, "position_mean": 0.85, "other_image": 0.84, "ones": 0.895} | replaced
-    metrics = {"test_accuracy": own, "accuracy_with_mask_replaced": costs}
-    return {"name": "n", "seed": 0, "metrics": metrics}
-
-
-def test_costs_of_a_replaced_mask():
-    assert report.mask_costs(trained()) == pytest.approx({"mean": 5.0, "other": 6.0, "ones": 0.5})
-    with pytest.raises(ValueError, match="no mask to replace"):
-        report.mask_costs({"name": "n", "metrics": {"test_accuracy": 0.9}})
-
-
-@pytest.mark.parametrize(
-    ("replaced", "shown"),
-    [
-        ({}, True),
-        ({"position_mean": 0.895}, False),  # one picture for all images
-        ({"uniform": 0.90}, False),  # a scale
-        ({"other_image": 0.895}, False),  # not about this image
-        ({"ones": 0.80}, False),  # off its scale where the test starts
-        ({"ones": 0.95}, True),  # better without: nothing is wrong with the start
-    ],
-)
-def test_a_mask_is_shown_only_after_its_tests(replaced, shown):
-    assert report.may_be_shown(trained(**replaced)) is shown
-    (row,) = report.mask_tests({"m": [trained(), trained(**replaced)]}).rows
-    assert row[-1] == ("yes" if shown else "no") and row[1] == "2"
-
-
-def test_the_table_of_tests_has_the_span_over_seeds():
-    table = report.mask_tests({"m": [trained(), trained(other_image=0.82)], "missing": []})
-    assert table.rows[0][2:5] == ["+5.0", "+6.0 to +8.0", "+0.5"]
-    assert table.rows[1] == ["missing", "0", *["not yet run"] * 3, "–"]
 
 
 # --- our test --------------------------------------------------------------------------------------
@@ -233,29 +186,7 @@ def test_the_best_ranking_is_chosen_on_the_other_half():
     assert values[0].mean() == 0.0  # what looked best on one half is worst on the other
 
 
-def test_own_best_compares_each_network_under_its_own(groups):
-    rows = {row[0]: row[1:] for row in report.own_best(groups, base="dense").rows}
-    assert rows["dense"] == ["magnitude", "50.00 ± 0.00", "3", "–", "–", "–"]
-    assert rows["masked"][:4] == ["logit z", "72.50 ± 2.50", "3", "+22.50"]
-    assert rows["missing"][0] == "not yet run"
-
-
-# --- claim (e) -------------------------------------------------------------------------------------
-
-
 # --- conventions -----------------------------------------------------------------------------------
-
-
-def test_every_convention_states_how_it_is_made(groups):
-    table = report.stated(groups)
-    assert table.header == ["", "our test", "RISE", "torch-cam", "Quantus"]
-    rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["starts"][3] == "at its own mask, after one step"
-    assert rows["insertion begins with"] == ["–", "the blurred image's", "0", "has none"]
-    assert rows["step"][1:] == ["as many as a row has", "1/20 of all", "one unit"]
-    assert rows["images"] == ["80", "8", "8", "2"]
-    assert len({len(row) for row in table.rows}) == 1
-    assert "not yet run" in report.stated({"m": []}).rows[-1]
 
 
 def test_a_step_of_another_size_is_named():
@@ -305,9 +236,15 @@ def test_places_follow_the_scores_and_turn_with_them(groups):
     assert tokens.header[:3] == ["ranking", "our test", "RISE, deletion"]
     assert tokens.header == pixels.header and len(tokens.header) == 7
     rows = {row[0]: row[1:] for row in tokens.rows}
-    assert list(rows) == ["logit z", "magnitude", "by lot", "full energy e", "τ with our test"]
+    assert list(rows) == [
+        "logit z",
+        "magnitude",
+        "random order",
+        "full energy e",
+        "τ with our test",
+    ]
     assert rows["logit z"][:2] == ["1", "1"]
-    assert rows["by lot"][0] == "3"
+    assert rows["random order"][0] == "3"
     assert rows["full energy e"][:2] == ["4", "(4)"]  # there 0.05 apart, with an error of 0.04
     assert rows["τ with our test"] == ["+1.00"] * 6
     rows = {row[0]: row[1:] for row in pixels.rows}
@@ -321,40 +258,6 @@ def test_places_follow_the_scores_and_turn_with_them(groups):
 def test_ties_share_the_better_place():
     found = report.ranks({"a": 0.5, "b": 0.9, "c": 0.5, "d": 0.1})
     assert found == {"a": 2, "b": 1, "c": 2, "d": 4}
-
-
-# --- pictures of records ---------------------------------------------------------------------------
-
-
-def test_curves_are_those_of_the_records(groups):
-    figure = report.draw_curves(
-        groups,
-        {
-            "masked": [("masked", "logit"), ("masked", "random")],
-            "both": [("masked", "logit"), ("dense", "magnitude"), ("missing", "logit")],
-            "missing": [("missing", "logit")],
-        },
-    )
-    first, second, third, spare = figure.axes
-    assert not spare.get_visible()
-    assert list(first.lines[0].get_xdata()) == list(SHARES)
-    assert first.lines[0].get_ydata() == pytest.approx([92.5, 72.5, 52.5])
-    labels = [text.get_text() for text in first.get_legend().get_texts()]
-    assert labels == ["masked, logit z", "masked, by lot"]
-    labels = [text.get_text() for text in second.get_legend().get_texts()]
-    assert labels[:2] == ["masked, logit z", "dense, magnitude"]
-    assert labels[2] == "missing, logit z: not yet run"
-    assert not len(third.lines[0].get_xdata())
-    assert "[%]" in first.get_xlabel() and "[%]" in first.get_ylabel()
-
-
-def test_places_are_drawn_with_the_best_on_top(groups):
-    (axis,) = report.draw_places(groups, "masked", marked=["logit", "magnitude"]).axes
-    assert axis.yaxis_inverted() and len(axis.get_xticks()) == 11
-    lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
-    assert lines["logit z"] == [1] * 6 + [4] * 5
-    (axis,) = report.draw_places(groups, "missing", marked=["logit"]).axes
-    assert axis.texts[0].get_text() == "not yet run"
 
 
 # --- a network at work -----------------------------------------------------------------------------
@@ -380,20 +283,6 @@ def test_answers_from_ones_are_those_of_the_deletion_module(masked, shapes):
     for number, fraction in enumerate((0.0, 0.5)):
         expected = predict(deletion.keep_masks(importance, fraction)).softmax(1)
         torch.testing.assert_close(found[number], expected)
-    with pytest.raises(ValueError, match='"ones" or "mask"'):
-        report.answers(masked, shapes, "group1", importance, fractions=(0.0,), start="zeros")
-
-
-def test_from_its_own_mask_dropped_tokens_cost_nothing(masked, shapes):
-    importance = rankings.energies(masked, shapes, "group1")["logit"]
-    dropped = 1 - inference.collect_masks(masked, shapes).mean((1, 2, 3))  # (N,)
-    fractions = (0.0, 0.9 * dropped.min().item(), 1.0)
-    own = report.answers(masked, shapes, "group1", importance, fractions=fractions, start="mask")
-    torch.testing.assert_close(own[0], inference.predict(masked, shapes).softmax(1))
-    torch.testing.assert_close(own[1], own[0])
-    assert (own[2] - own[0]).abs().max() > 1e-3
-    ones = report.answers(masked, shapes, "group1", importance, fractions=fractions)
-    assert (ones[1] - ones[0]).abs().max() > 1e-4
 
 
 def test_a_dense_network_answers_too(shapes):
@@ -402,21 +291,6 @@ def test_a_dense_network_answers_too(shapes):
     importance = deletion.centre_prior(16, 16).expand(6, 16, 16)
     found = report.answers(model, shapes, "group1", importance, fractions=(0.0,))
     torch.testing.assert_close(found[0], inference.predict(model, shapes).softmax(1))
-
-
-def test_tokens_deleted_before_is_a_place_not_a_value():
-    importance = torch.tensor([[[3.0, -1.0], [100.0, 3.0]]])
-    assert report.deleted_before(importance)[0].tolist() == [[0.25, 0.0], [0.75, 0.5]]
-
-
-def test_maps_show_places_beside_the_image(shapes):
-    maps = {"logit": torch.randn(4, 4), "centre": deletion.centre_prior(4, 4)}
-    figure = report.draw_maps(shapes.images[0], maps, title="An image")
-    first, second, third, _, bar = figure.axes
-    np.testing.assert_array_equal(first.images[0].get_array(), shapes.images[0])
-    expected = 100 * report.deleted_before(maps["logit"][None])[0]
-    np.testing.assert_allclose(second.images[0].get_array(), expected)
-    assert third.get_title() == "centre prior" and "[%" in bar.get_ylabel()
 
 
 def test_the_slider_removes_tokens_and_says_what_the_network_says(masked, shapes):
@@ -438,43 +312,6 @@ def test_the_slider_removes_tokens_and_says_what_the_network_says(masked, shapes
     said = report.answers(masked, shapes[:2], "group1", importance, fractions=(0.0,))[0, 0]
     filled = (whole[134, :128] == (0, 90, 150)).all(1).sum()
     assert filled == pytest.approx(1 + 127 * said[shapes.labels[0]].item(), abs=1)
-
-
-def test_two_starts_are_drawn_beside_each_other(masked, shapes):
-    maps = {"logit": rankings.energies(masked, shapes, "group1")["logit"]}
-    figure = report.draw_starts(masked, shapes, "group1", maps, fractions=(0.0, 0.5))
-    ones, own = figure.axes
-    right = 100 * inference.accuracy(masked, shapes)
-    assert own.lines[0].get_ydata()[0] == pytest.approx(right)
-    assert "ones" in ones.get_title() and "[%]" in ones.get_xlabel()
-
-
-def test_fills_of_empty_images(shapes):
-    found = report.fills(shapes)
-    assert not found["zero"].any()
-    x = shapes.normalise(shapes.images)
-    assert torch.equal(found["minimum"][:, 0, 0, 0], x.flatten(1).min(1).values)
-    assert torch.equal(found["blur"], di.blurred(x))
-
-
-def test_replaced_pixels_are_the_most_important_ones(masked, shapes):
-    importance = torch.zeros(1, 32, 32)
-    importance[0, :16] = 1.0  # the upper half
-    figure = report.draw_fills(masked, shapes[:1], importance, fraction=0.5)
-    zero = figure.axes[1].images[0].get_array()
-    np.testing.assert_allclose(zero[:16], np.broadcast_to(shapes.mean, (16, 32, 3)), atol=1e-5)
-    np.testing.assert_allclose(zero[16:], shapes.images[0, 16:] / 255, atol=1e-5)
-    assert "mean colour" in figure.axes[1].get_title()
-
-
-def test_what_is_said_of_nothing(masked, shapes):
-    table = report.empties({"masked": masked}, shapes)
-    assert [row[1] for row in table.rows] == ["mean colour (0)", "blurred", "least value"]
-    with torch.no_grad():
-        said = masked(torch.zeros(6, 3, 32, 32)).softmax(1)
-    answer = shapes.classes[said[0].argmax()]
-    assert table.rows[0][2] == f"{answer}, 100 %"  # the same image six times
-    assert table.rows[0][3] == f"{100 * said.max():.0f} %"
 
 
 class Tiny(nn.Module):

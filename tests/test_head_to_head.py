@@ -1,25 +1,14 @@
-"""The head-to-head: numbers of made-up records, marks, places, and what is counted."""
+"""The head-to-head: numbers of made-up records, marks, and the sliders."""
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 from bs4 import BeautifulSoup
-from torch import nn
 
 from ersm_lab.chapters import head_to_head as h
-from ersm_lab.results import records
 
 SEEDS = (0, 1, 2)
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """No figure is left open."""
-    yield
-    plt.close("all")
 
 
 def right(share, *, images=100, seeds=SEEDS):
@@ -81,60 +70,6 @@ def test_the_balance_sorts_measures_into_three(found):
     assert shown["one seed"]["not yet run"] == "fog"
 
 
-def test_every_difference_is_in_the_figure(found):
-    figure = h.draw_differences(found, base="base")
-    clean, fog, empty = figure.axes
-    markers = [
-        [line.get_marker() for line in a.lines if line.get_marker() != "None"] for a in (clean, fog)
-    ]
-    assert markers == [["o", "v", "o"], ["^", "v"]]
-    assert [t.get_text() for t in fog.texts] == ["not yet run"] and not empty.get_visible()
-    assert fog.lines[0].get_xdata()[0] == pytest.approx(20)
-
-
-def test_places_are_those_of_methods_with_every_seed(card):
-    assert {m: list(r) for m, r in h._ranked(card, "fog").items()} == {
-        "base": [2, 2, 2],
-        "good": [1, 1, 1],
-        "bad": [3, 3, 3],
-    }
-    assert "one seed" not in h._ranked(card, "clean")
-    tied = h._ranked(card, "clean")
-    assert list(tied["base"]) == list(tied["good"]) == [1.5] * 3
-    (axis,) = h.draw_ranks(card).axes
-    words = [text.get_text() for text in axis.texts]
-    assert words.count("–") == 2 and "1.5" in words
-
-
-def test_agreement_of_seeds_is_kendalls(card):
-    shown = cells(h.stability_table(card))
-    assert (
-        shown["fog"]["Kendall's W"] == "1.00" and shown["fog"]["first, by seed"] == "good (3 of 3)"
-    )
-    assert shown["fog"]["first, by images drawn again"] == "good: 100 %"
-    # orders 1 2 3, 2 3 1, 3 1 2: no agreement
-    circle = [(0.9, 0.6, 0.3), (0.6, 0.3, 0.9), (0.3, 0.9, 0.6)]
-    turned = {
-        str(i): {"clean": {s: right(level)[0] for s, level in enumerate(levels)}}
-        for i, levels in enumerate(circle)
-    }
-    shown = cells(h.stability_table(turned))["clean"]
-    assert shown["Kendall's W"] == "0.00"
-    assert shown["first, by seed"] == "0 (1 of 3), 2 (1 of 3), 1 (1 of 3)"
-
-
-def test_two_methods_have_no_agreement_to_test(card):
-    few = {name: card[name] for name in ("base", "good")}
-    assert cells(h.stability_table(few))["fog"]["Kendall's W"] == "not yet run"
-
-
-def test_first_shares_are_those_of_resamples():
-    even = {s: (np.arange(100) % 2).astype(float) for s in SEEDS}
-    odd = {s: (np.arange(100) % 2 == 0).astype(float) for s in SEEDS}
-    shares = h.first_shares({"a": {"clean": even}, "b": {"clean": odd}}, "clean")
-    assert sum(shares.values()) == pytest.approx(1) and 0.35 < shares["a"] < 0.65
-
-
 def test_records_become_values(monkeypatch):
     asked = []
 
@@ -151,69 +86,11 @@ def test_records_become_values(monkeypatch):
     assert card["x"]["clean"] == card["x"]["deletion"] == {}
 
 
-# ----------------------------------------------------------------------------------------- counting
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, bias=False),
-        nn.Conv2d(4, 2, 1, bias=False),
-        nn.Flatten(),
-        nn.Linear(2 * 64, 5),
-    )
-
-
-def test_operations_are_counted_by_hand(network):
-    x = torch.zeros(2, 3, 8, 8)
-    first, second, last = 64 * 4 * 27, 64 * 2 * 4, 5 * 128
-    everything = first + second + last
-    assert h.counted(network, x) == {"all": everything, "nonzero": everything}
-    with torch.no_grad():
-        network[0].weight[:2] = 0
-    assert h.counted(network, x) == {"all": everything, "nonzero": everything - first / 2}
-    found = h.counted(network, x, kept=0.25, behind="0")
-    assert found["nonzero"] == first / 2 + (second + last) / 4
-    assert not network[0]._forward_hooks and network.training
-
-
 def test_budgets_count_every_setting_once_and_dense_networks_not_at_all():
     shown = cells(h.budget_table())
     assert shown["SDNet"]["settings"] == "2" and shown["SDNet"]["networks"] == "6"
     assert shown["pruning"]["settings"] == shown["Cutout"]["settings"] == "1"
     assert int(shown["ERSM"]["networks"]) > int(shown["ERSM"]["settings"]) > 20
-
-
-def test_an_unknown_layer_is_named(network):
-    with pytest.raises(ValueError, match="no layer 'gone': choose of 0, 1, 2, 3"):
-        h.counted(network, torch.zeros(1, 3, 8, 8), behind="gone")
-
-
-def test_counted_and_clocked_stay_apart(network, monkeypatch):
-    numbers = {"inference_ratio": 1.25, "train_ratio": 1.5, "memory_mib": 7.0, "multiply_adds": 1e6}
-    plain = numbers | {"inference_ratio": 1.0, "train_ratio": 1.0}
-    family = {
-        "batch": 4,
-        "rounds": 3,
-        "networks": {"dense": plain, "energy mask after group1": numbers},
-    }
-    device = {"name": "machine", "type": "cpu", "threads": 1, "precision": "32-true"}
-    clock = {"created": "2026", "metrics": {"ablation": family}, "device": device}
-    monkeypatch.setattr(records, "read_all", lambda **_: [clock])
-    models = {h.DENSE: network, "ablation-ersm": network, "cutout": network}
-    x = torch.zeros(1, 3, 8, 8)
-    table = h.cost_table(models, x, kept={"ablation-ersm": ("0", 0.5)})
-    shown = cells(table)
-    skipped = "counted: without zeros and dropped tokens"
-    assert shown[h.DENSE][skipped] == shown[h.DENSE]["counted: M multiply-adds"] == "0.0"
-    assert shown["ablation-ersm"]["clock: inference to dense"] == "1.25×"
-    assert shown["ablation-ersm"]["clock: inference time saved"] == "-25 %"
-    assert shown[h.DENSE]["clock: inference time saved"] == "0 %"
-    assert shown["cutout"]["clock: training step to dense"] == "–"
-    assert "batches of 4 on machine" in table.caption
-    monkeypatch.setattr(records, "read_all", lambda **_: [])
-    assert "clock: not yet run" in h.cost_table(models, x).caption
 
 
 # ----------------------------------------------------------------------------------------- widget

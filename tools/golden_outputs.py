@@ -54,7 +54,6 @@ COMPUTED = (
     "= 250 images of cifar10",
     "= Without training: 200 validation images",
     "= 100 test images of cifar10",
-    "= Every pixel replaced",
     "= Maps that know nothing",
     "= 1,000 images",
     "= Seed by seed (3), 1,000 objects",

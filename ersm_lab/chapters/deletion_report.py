@@ -1,4 +1,4 @@
-"""Tables and pictures of the deletion chapter, drawn from the records of the suite `deletion`.
+"""Tables of deletion, drawn from the records of the suite `deletion`, and the slider of its chapter.
 
 Two tests stand side by side. *Our test* (`deletion`) deletes the least important tokens first, from a
 mask of ones, and follows the accuracy; its area, AUC, is the mean accuracy over the fractions, higher
@@ -21,26 +21,23 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import stats
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
 from ersm_lab import judging
-from ersm_lab.evaluation import inference, rankings
+from ersm_lab.evaluation import rankings
 from ersm_lab.evaluation.deletion import keep_masks
-from ersm_lab.evaluation.deletion_insertion import CONVENTIONS, GAMES, Convention, blurred
+from ersm_lab.evaluation.deletion_insertion import CONVENTIONS, GAMES, Convention
 from ersm_lab.evaluation.inference import evaluating, replaced_mask
 from ersm_lab.evaluation.rankings import RANKINGS
 from ersm_lab.images.data import ImageSet
-from ersm_lab.results import records
+from ersm_lab.results import statistics
 from ersm_lab.results.statistics import Difference, marks, paired
 from ersm_lab.views import figures
-from ersm_lab.views.figures import MARKERS
 from ersm_lab.views.frames import frame_slider
 from ersm_lab.views.tables import Table
 from ersm_lab.views.widgets import Widget
@@ -55,16 +52,14 @@ WORDS = {
     "grad_cam": "Grad-CAM",
     "integrated_gradients": "integrated gradients, image",
     "token_integrated_gradients": "integrated gradients, tokens",
-    "random": "by lot",
+    "random": "random order",
     "centre": "centre prior",
     "edges": "edge strength",
 }
 NOT_RUN = "not yet run"
 CONSTANT = "constant"  # a map that is the same everywhere is no ranking
 OURS = "our test"
-MARGIN = 1.0  # points that another mask must cost, and that a mask of ones may cost
-STANDARD_ERRORS = 2.0  # beyond so many, a ranking is told apart from lots
-FILLS = {"zero": "mean colour (0)", "blur": "blurred", "minimum": "least value"}
+STANDARD_ERRORS = 2.0  # beyond so many, a ranking is told apart from a random order
 SLIDER = tuple(k / 20 for k in range(20))  # shares of the tokens, 0 to 95 %
 BATCH = 250  # images a pass
 BAR, GAP = 28, 6  # pixels: a strip below an image, and between the images of a frame
@@ -74,90 +69,11 @@ Choice = tuple[str, str]  # a method and a ranking
 
 
 def recorded(
-    methods: Sequence[str] = METHODS,
-    *,
-    suite: str | None = "deletion",
-    dataset: str = "cifar10",
-    scale: str = "laptop",
+    methods: Sequence[str] = METHODS, *, dataset: str = "cifar10", scale: str = "laptop"
 ) -> dict[str, list[dict]]:
-    """The records of several methods, read once: {method: those of its seeds}, empty where none is.
-
-    Args:
-        methods: names of the trained networks.
-        suite: of `judging`; None takes the records of the trainings themselves.
-        dataset, scale: which records.
-    """
-    names = {method: method if suite is None else f"{method}.{suite}" for method in methods}
-    every = records.read_all(scale=scale, dataset=dataset)
-    return {m: [r for r in every if r["method"] == name] for m, name in names.items()}
-
-
-# --- whether a mask may be shown -------------------------------------------------------------------
-
-
-def mask_costs(record: Mapping) -> dict[str, float]:
-    """What it costs to replace a trained network's mask, in points of accuracy.
-
-    Args:
-        record: of the training of a network with a mask.
-
-    Returns:
-        mean: by the mean mask, overall or at each position, whichever costs less; other: by another
-            image's; ones: by ones.
-
-    Raises:
-        ValueError: a record of a network without a mask.
-    """
-    metrics = record["metrics"]
-    if "accuracy_with_mask_replaced" not in metrics:
-        raise ValueError(f"{record['name']} has no mask to replace: give one of a masked network")
-    replaced = metrics["accuracy_with_mask_replaced"]
-    own = metrics["test_accuracy"]
-    return {
-        "mean": 100 * (own - max(replaced["uniform"], replaced["position_mean"])),
-        "other": 100 * (own - replaced["other_image"]),
-        "ones": 100 * (own - replaced["ones"]),
-    }
-
-
-def may_be_shown(record: Mapping, *, margin: float = MARGIN) -> bool:
-    """Whether a picture of a network's mask says something about the image.
-
-    The mean mask and another image's must each cost at least `margin` points, or the mask is a
-    pattern; a mask of ones must cost less than `margin`, or the network is off its scale where
-    the deletion test starts.
-    """
-    costs = mask_costs(record)
-    return costs["mean"] >= margin and costs["other"] >= margin and costs["ones"] < margin
-
-
-def mask_tests(trained: Groups, *, margin: float = MARGIN) -> Table:
-    """The three tests of every mask, lowest to highest cost over seeds.
-
-    Args:
-        trained: {method: records of the trainings}, of `recorded(..., suite=None)`.
-        margin: as in `may_be_shown`.
-    """
-    rows = []
-    for method, group in trained.items():
-        if not group:
-            rows.append([method, "0", *[NOT_RUN] * 3, "–"])
-            continue
-        costs = [mask_costs(record) for record in group]
-        cells = [_span([cost[name] for cost in costs]) for name in ("mean", "other", "ones")]
-        passed = all(may_be_shown(record, margin=margin) for record in group)
-        rows.append([method, str(len(group)), *cells, "yes" if passed else "no"])
-    header = ["network", "seeds", "mean mask", "another image's", "ones", "may be shown"]
-    caption = (
-        f"What the replaced mask costs, points of test accuracy, lowest to highest over seeds; shown "
-        f"if the first two cost at least {margin:g} and ones less than {margin:g}, in every seed"
-    )
-    return Table(header=header, rows=rows, caption=caption)
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = _signed(min(values), 1), _signed(max(values), 1)
-    return low if low == high else f"{low} to {high}"
+    """The suite's records of several methods, {method: those of its seeds}; empty where none is."""
+    where = dict(dataset=dataset, scale=scale)
+    return {method: statistics.of(f"{method}.deletion", **where) for method in methods}
 
 
 # --- our test: areas and their differences ---------------------------------------------------------
@@ -279,72 +195,7 @@ def under_its_best(
     return values, (by_odd, by_even)
 
 
-def own_best(groups: Groups, *, base: str) -> Table:
-    """Each network under its own best ranking, minus the base network under its own."""
-    rest = under_its_best(groups[base]) if groups[base] else None
-    rows = []
-    for method, group in groups.items():
-        if not group:
-            rows.append([method, NOT_RUN, "–", "0", "–", "–", "–"])
-            continue
-        values, chosen = under_its_best(group)
-        mean = _spread([100 * each.mean() for each in values.values()])
-        found = None
-        if rest and method != base and values.keys() & rest[0].keys():
-            found = paired(values, rest[0])
-        words = " / ".join(WORDS[name] for name in dict.fromkeys(chosen))
-        cells = [str(len(values)), "–", "–", "–"] if found is None else _in_words(found)
-        rows.append([method, words, mean, *cells])
-    header = ["network", "its best ranking", "AUC", "seeds", f"minus {base}", "95 % interval"]
-    caption = (
-        "Every network under the ranking that is best for it, chosen on one half of the images and "
-        "scored on the other, then the halves exchanged; percent and percentage points"
-    )
-    return Table(header=[*header, "seed by seed"], rows=rows, caption=caption)
-
-
 # --- the published conventions ---------------------------------------------------------------------
-
-
-def stated(groups: Groups) -> Table:
-    """How our test and each convention make a curve, as the code that made the records holds it."""
-    images = _counts(groups)
-    rows: dict[str, list[str]] = {
-        "order": ["least important first"],
-        "starts": ["at a mask of ones, nothing deleted"],
-        "a deleted token becomes": ["0"],
-        "insertion begins with": ["–"],
-        "step": [f"tenths of the tokens, {_share_deleted(groups)}"],
-        "score": ["accuracy"],
-        "class": ["the label"],
-        "area": ["mean over the fractions"],
-        "better": ["higher"],
-        "images": [images["images"]],
-    }
-    for convention in CONVENTIONS:
-        insertion = convention.insertion_fill
-        after = "at its own mask, nothing changed"
-        rows["order"].append("most important first")
-        rows["starts"].append(
-            after if convention.includes_start else "at its own mask, after one step"
-        )
-        rows["a deleted token becomes"].append(_fill(convention.deletion_fill))
-        rows["insertion begins with"].append(_fill(insertion) if insertion else "has none")
-        rows["step"].append(_step(convention))
-        rows["score"].append(convention.score)
-        rows["class"].append(
-            "the label" if convention.target == "label" else "predicted at the start"
-        )
-        rows["area"].append(convention.area)
-        rows["better"].append("deletion lower" + (", insertion higher" if insertion else ""))
-        rows["images"].append(images["unit" if convention.step == ("units", 1) else "curve"])
-    header = ["", OURS, *[convention.name for convention in CONVENTIONS]]
-    body = [[name, *cells] for name, cells in rows.items()]
-    caption = (
-        "How each curve is made. On pixels a unit is a pixel, its start the image as it is and its "
-        "fill in the normalised space of the network, where 0 is the mean colour"
-    )
-    return Table(header=header, rows=body, caption=caption)
 
 
 def conventions(groups: Groups, method: str, *, unit: str) -> Table:
@@ -409,16 +260,16 @@ def scores(groups: Groups, method: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def apart_from_lots(groups: Groups, method: str) -> dict[str, dict[str, bool]]:
-    """Whether each test tells a ranking from lots, {test: {ranking: bool}}.
+def apart_from_random(groups: Groups, method: str) -> dict[str, dict[str, bool]]:
+    """Whether each test tells a ranking from a random order, {test: {ranking: bool}}.
 
     By our test: the paired difference is marked, corrected for the number of rankings. By the others:
     the mean difference, image by image, is beyond two standard errors over images.
     """
     group = groups[method]
     names = _ordering(group)
-    lots = (method, "random")
-    gaps = [gap(groups, (method, name), lots) if name != "random" else None for name in names]
+    chance = (method, "random")
+    gaps = [gap(groups, (method, name), chance) if name != "random" else None for name in names]
     told = [mark != "" for mark in marks(gaps, least_seeds=1)]
     found = {OURS: dict(zip(names, told, strict=True))}
     for test, place in _tests().items():
@@ -433,8 +284,8 @@ def apart_from_lots(groups: Groups, method: str) -> dict[str, dict[str, bool]]:
 def order(groups: Groups, method: str, *, unit: str) -> Table:
     """The place of every ranking by our test and by the conventions on tokens or on pixels.
 
-    1 is the best; in brackets if not told apart from lots. The last row is Kendall's tau of each
-    test's order with that of our test, 1 for the same.
+    1 is the best; in brackets if not told apart from a random order. The last row is Kendall's tau of
+    each test's order with that of our test, 1 for the same.
 
     Raises:
         ValueError: another unit.
@@ -447,7 +298,7 @@ def order(groups: Groups, method: str, *, unit: str) -> Table:
     if not found:
         return Table(header=["ranking"], rows=[[NOT_RUN]], caption=caption)
     places = {test: ranks(values) for test, values in found.items()}
-    apart = apart_from_lots(groups, method)
+    apart = apart_from_random(groups, method)
     rows = []
     for name in sorted(places[OURS], key=places[OURS].get):
         cells = [
@@ -460,7 +311,7 @@ def order(groups: Groups, method: str, *, unit: str) -> Table:
     rows.append(
         ["τ with our test", *[f"{kendall(found[OURS], each):+.2f}" for each in found.values()]]
     )
-    caption += "; in brackets: not told apart from lots"
+    caption += "; in brackets: not told apart from a random order"
     header = ["ranking", *[test.removeprefix(f"{unit}, ") for test in found]]
     return Table(header=header, rows=rows, caption=caption)
 
@@ -476,84 +327,7 @@ def kendall(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     return float(stats.kendalltau([*one.values()], [other[name] for name in one]).statistic)
 
 
-# --- pictures of the records -----------------------------------------------------------------------
-
-
-def draw_curves(groups: Groups, panels: Mapping[str, Sequence[Choice]]) -> Figure:
-    """Accuracy over the share of deleted tokens, mean over seeds with the range as a band.
-
-    Args:
-        groups: of `recorded`.
-        panels: {title: its lines}, each line a (method, ranking), at most six different ones. Where
-            each panel is of one method its lines are named, and look alike, by ranking.
-    """
-    alone = all(len({method for method, _ in lines}) == 1 for lines in panels.values())
-    lines = [choice for choices in panels.values() for choice in choices]
-    keys = list(dict.fromkeys(ranking if alone else (m, ranking) for m, ranking in lines))
-    cycle = list(plt.rcParams["axes.prop_cycle"])
-    rows, columns = -(-len(panels) // 2), min(2, len(panels))
-    size = (4.6 * columns if columns > 1 else 7.2, 3.9 * rows)
-    settings = dict(sharex=True, sharey=True, squeeze=False)
-    figure, axes = plt.subplots(rows, columns, figsize=size, **settings)
-    for axis, (title, choices) in zip(axes.flat, panels.items(), strict=False):
-        for method, ranking in choices:
-            number = keys.index(ranking if alone else (method, ranking))
-            style = cycle[number % len(cycle)] | {"marker": MARKERS[number % len(MARKERS)]}
-            label = WORDS[ranking] if alone else _named((method, ranking))
-            group = [r for r in groups.get(method, []) if ranking in r["metrics"]["accuracy"]]
-            if not group:
-                axis.plot([], [], label=f"{label}: {NOT_RUN}", **style)
-                continue
-            deleted = _percents(group[0])  # (F,)
-            values = 100 * np.array(
-                [[r["metrics"]["accuracy"][ranking][f"{x:g}"] for x in deleted] for r in group]
-            )  # (seeds, F)
-            axis.plot(deleted, values.mean(0), label=label, **style)
-            band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
-            axis.fill_between(deleted, values.min(0), values.max(0), **band)
-        axis.set(title=title, xlabel="tokens deleted, least important first [%]")
-        axis.tick_params(labelbottom=True)
-        axis.legend(fontsize=8, loc="lower left")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("test accuracy [%]")
-    return figure
-
-
-def draw_places(groups: Groups, method: str, *, marked: Sequence[str]) -> Figure:
-    """How the order of the rankings changes from test to test: a line a ranking, the best on top.
-
-    Args:
-        groups: of `recorded`.
-        method: whose rankings.
-        marked: rankings drawn with a marker, at most six; the others are thin and grey.
-    """
-    found = scores(groups, method)
-    figure, axis = plt.subplots(figsize=(10.5, 4.8))
-    title = f"Places of the rankings by every test, {method} ({_seeds(groups[method])})"
-    axis.set(title=title, ylabel="place  (1: best)")
-    if not found:
-        axis.text(0.5, 0.5, NOT_RUN, ha="center", transform=axis.transAxes)
-        return figure
-    places = {test: ranks(values) for test, values in found.items()}
-    across = range(len(places))
-    for name in places[OURS]:
-        if name not in marked:
-            line = [values[name] for values in places.values()]
-            axis.plot(across, line, color="0.75", linestyle="-", linewidth=0.9, zorder=1)
-    for name, marker in zip(marked, MARKERS, strict=False):
-        if name in places[OURS]:
-            line = [values[name] for values in places.values()]
-            axis.plot(across, line, marker=marker, markersize=8, label=WORDS[name])
-    axis.set_xticks(across, [test.replace(", ", "\n") for test in places], fontsize=8)
-    axis.set_yticks(range(1, len(places[OURS]) + 1))
-    axis.invert_yaxis()
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    return figure
-
-
-# --- pictures of a network at work -----------------------------------------------------------------
+# --- a network at work ----------------------------------------------------------------------------
 
 
 def answers(
@@ -563,9 +337,8 @@ def answers(
     importance: Tensor,
     *,
     fractions: Sequence[float],
-    start: str = "ones",
 ) -> Tensor:
-    """What a network says while its least important tokens are deleted.
+    """What a network says while its least important tokens are deleted, from a mask of ones.
 
     Args:
         model: with or without an energy mask at the layer.
@@ -573,18 +346,12 @@ def answers(
         layer: whose tokens, as in `rankings`.
         importance: (N, h, w), low is deleted first.
         fractions: of the tokens, each from 0 to 1.
-        start: "ones", every token kept as it is; or "mask", what the network's own mask passes on.
 
     Returns:
         Probabilities (fractions, N, classes).
-
-    Raises:
-        ValueError: another start.
     """
-    if start not in ("ones", "mask"):
-        raise ValueError(f'start must be "ones" or "mask", got {start!r}')
     stage = rankings.token_stage(model, layer)
-    opened = start == "ones" and isinstance(stage, EnergyMask)
+    opened = isinstance(stage, EnergyMask)
     keep = [keep_masks(importance, fraction) for fraction in fractions]  # (N, h, w) each
     found, begin = [], 0
     with evaluating(model):
@@ -601,41 +368,6 @@ def answers(
             found.append(torch.stack(said))
             begin += len(x)
     return torch.cat(found, 1).cpu()
-
-
-def deleted_before(importance: Tensor) -> Tensor:
-    """Share of its image's tokens that are deleted before each token, (N, h, w) -> same, 0 to 1.
-
-    Rankings have units of their own; the places have none. Ties go in reading order, as in deletion.
-    """
-    flat = importance.flatten(1)  # (N, h w)
-    place = flat.argsort(dim=1, stable=True).argsort(dim=1)  # (N, h w)
-    return (place / flat.shape[1]).view_as(importance)
-
-
-def draw_maps(image: Tensor, maps: Mapping[str, Tensor], *, title: str) -> Figure:
-    """One image and, for each ranking, how late each of its tokens is deleted.
-
-    Args:
-        image: uint8 (H, W, 3).
-        maps: {ranking: importance (h, w)}.
-        title: of the figure.
-    """
-    columns = math.ceil((1 + len(maps)) / 2)
-    figure, axes = plt.subplots(2, columns, figsize=(1.75 * columns + 0.9, 4.3), squeeze=False)
-    axes.flat[0].imshow(image.cpu().numpy())
-    axes.flat[0].set_title("image", fontsize=9)
-    for axis, (name, importance) in zip(axes.flat[1:], maps.items(), strict=False):
-        late = 100 * deleted_before(importance[None])[0].cpu().numpy()  # (h, w)
-        shown = axis.imshow(late, vmin=0, vmax=100)
-        axis.set_title(WORDS[name].replace(" after", "\nafter").replace(", ", ",\n"), fontsize=9)
-    for axis in axes.flat:
-        figures.bare(axis)
-    for axis in axes.flat[1 + len(maps) :]:
-        axis.set_visible(False)
-    figure.colorbar(shown, ax=axes, label="deleted before it [% of tokens]", shrink=0.85)
-    figure.suptitle(title, fontsize=11)
-    return figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -704,115 +436,6 @@ def token_slider(
     )
 
 
-def draw_starts(
-    model: nn.Module,
-    data: ImageSet,
-    layer: str,
-    maps: Mapping[str, Tensor],
-    *,
-    fractions: Sequence[float] = SLIDER,
-) -> Figure:
-    """The same rankings of a masked network from two starts: a mask of ones, and its own mask.
-
-    Args:
-        model, data, layer: as in `answers`.
-        maps: {ranking: importance (N, h, w)}.
-        fractions: of the tokens deleted.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(8.8, 3.8), sharey=True)
-    dropped = 100 * (1 - inference.collect_masks(model, data).mean().item())
-    titles = {"ones": "starts from a mask of ones", "mask": "starts from the network's own mask"}
-    for axis, (start, title) in zip(axes, titles.items(), strict=True):
-        for (name, importance), marker in zip(maps.items(), MARKERS, strict=False):
-            settings = dict(fractions=fractions, start=start)
-            said = answers(model, data, layer, importance, **settings).argmax(2)  # (F, N)
-            right = 100 * (said == data.labels.cpu()).double().mean(1).numpy()  # (F,)
-            deleted = [100 * fraction for fraction in fractions]
-            axis.plot(deleted, right, marker=marker, markersize=4, label=WORDS[name])
-        axis.set(title=title, xlabel="tokens deleted, least important first [%]")
-        words = "share that the mask drops, mean"
-        axis.axvline(dropped, color="0.35", linestyle=":", linewidth=1.2, label=words)
-    axes[0].set_ylabel("accuracy [%]")
-    axes[1].legend(fontsize=8, loc="lower left")
-    return figure
-
-
-def fills(data: ImageSet) -> dict[str, Tensor]:
-    """What an image is when all of its pixels are deleted, {fill: (N, 3, H, W)}, normalised."""
-    x = data.normalise(data.images)  # (N, 3, H, W)
-    return {
-        "zero": torch.zeros_like(x),
-        "blur": blurred(x),
-        "minimum": x.amin((1, 2, 3), keepdim=True).expand_as(x),
-    }
-
-
-def draw_fills(
-    model: nn.Module, data: ImageSet, importance: Tensor, *, fraction: float = 0.5
-) -> Figure:
-    """One image with its most important pixels replaced by each fill, and replaced altogether.
-
-    Above each: the likeliest class and its probability.
-
-    Args:
-        model: a network.
-        data: one image.
-        importance: (1, H, W), of its pixels.
-        fraction: of the pixels that are replaced in the upper row.
-    """
-    x = data.normalise(data.images)  # (1, 3, H, W)
-    gone = ~keep_masks(-importance, fraction)[:, None]  # (1, 1, H, W), the most important
-    figure, axes = plt.subplots(2, 4, figsize=(8.2, 4.8))
-    pictures = {"as it is": (x, None)}
-    for name, empty in fills(data).items():
-        pictures[FILLS[name]] = (torch.where(gone, empty, x), empty)
-    with evaluating(model):
-        for column, (title, pair) in enumerate(pictures.items()):
-            for row, picture in enumerate(pair):
-                if picture is None:
-                    axes[row, column].set_visible(False)
-                    continue
-                probability, said = model(picture).float().softmax(1)[0].max(0)
-                axes[row, column].imshow(_colours(picture, data)[0])
-                words = f"{data.classes[said]} {100 * probability:.0f} %"
-                axes[row, column].set_title(f"{title}\n{words}" if row == 0 else words, fontsize=9)
-    for axis in axes.flat:
-        figures.bare(axis)
-    axes[0, 0].set_ylabel(f"{100 * fraction:.0f} % replaced")
-    axes[1, 1].set_ylabel("all replaced")
-    return figure
-
-
-def empties(networks: Mapping[str, nn.Module], data: ImageSet) -> Table:
-    """What networks say of images without a single pixel left, by fill.
-
-    Args:
-        networks: {name: model}.
-        data: images.
-    """
-    rows = []
-    for name, model in networks.items():
-        for fill, empty in fills(data).items():
-            with evaluating(model):
-                parts = [model(part).float().softmax(1) for part in empty.split(BATCH)]
-            said = torch.cat(parts)  # (N, K)
-            counts = torch.bincount(said.argmax(1), minlength=len(data.classes))  # (K,)
-            right = (said.argmax(1) == data.labels).double().mean().item()
-            share = counts.max().item() / len(data)
-            rows.append(
-                [
-                    name,
-                    FILLS[fill],
-                    f"{data.classes[counts.argmax()]}, {100 * share:.0f} %",
-                    f"{100 * said.max(1).values.mean().item():.0f} %",
-                    f"{100 * right:.0f} %",
-                ]
-            )
-    header = ["network", "fill", "commonest answer", "mean probability of its answer", "right"]
-    caption = f"Every pixel replaced: what is said of {len(data)} empty images, {data.name}"
-    return Table(header=header, rows=rows, caption=caption)
-
-
 def _with_tokens(image: np.ndarray, keep: np.ndarray, zoom: int) -> np.ndarray:
     """uint8 (H, W, 3) and bool (h, w) -> enlarged, its deleted tokens grey with a stroke across."""
     big = image.repeat(zoom, 0).repeat(zoom, 1)  # (H zoom, W zoom, 3)
@@ -837,12 +460,6 @@ def _bar(probabilities: Tensor, label: int, classes: Sequence[str], zoom: int) -
         words += f" ({classes[said]})"
     draw.text((1, 13), words, fill=(20, 20, 20), font=ImageFont.load_default(11))
     return np.asarray(strip)
-
-
-def _colours(x: Tensor, data: ImageSet) -> np.ndarray:
-    """Normalised (B, 3, H, W) -> (B, H, W, 3), 0 to 1."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
-    return (x.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
 # --- the small print -------------------------------------------------------------------------------
@@ -936,18 +553,6 @@ def _step(convention: Convention) -> str:
     if kind == "rows":
         return "as many as a row has" if size == 1 else f"as many as {size} rows have"
     return f"1/{size} of all"
-
-
-def _counts(groups: Groups) -> dict[str, str]:
-    group = next((group for group in groups.values() if group), None)
-    if group is None:
-        return dict.fromkeys(("images", "curve", "unit"), NOT_RUN)
-    metrics = group[0]["metrics"]
-    return {
-        "images": str(metrics["images"]),
-        "curve": str(metrics["curve_images"]),
-        "unit": str(metrics["unit_images"]),
-    }
 
 
 def _share_deleted(groups: Groups) -> str:
