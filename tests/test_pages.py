@@ -43,11 +43,8 @@ def test_shade_leaves_kept_tokens_and_covers_dropped_ones(images):
 
 
 def test_pictures_have_titles_and_units():
-    masks, labels = torch.rand(200, 1, 4, 4), torch.arange(200) % 10
-    classes = tuple("abcdefghij")
-    for figure in (figures.kept_histogram(masks), figures.kept_by_class(masks, labels, classes)):
-        (axis,) = figure.axes
-        assert axis.get_title() and "[%]" in axis.get_xlabel()
+    (axis,) = figures.kept_histogram(torch.rand(200, 1, 4, 4)).axes
+    assert axis.get_title() and "[%]" in axis.get_xlabel()
     runs = {"dense": [{"curve": [{"epoch": 1, "a": 0.5}]}, {"curve": [{"epoch": 1, "a": 0.7}]}]}
     (axis,) = figures.training_curves(runs, metric="a", label="accuracy [%]").axes
     assert "2 seeds" in axis.get_title() and axis.get_ylabel() == "accuracy [%]"

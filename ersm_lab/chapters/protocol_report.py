@@ -104,30 +104,6 @@ def ranking_is(found: Gap) -> str:
     return "better" if found.mean > 0 else "worse"
 
 
-def kept_against(
-    methods: Sequence[str],
-    *,
-    base: str,
-    metric: str = KEPT,
-    dataset: str = "cifar10",
-    scale: str = "laptop",
-) -> Table:
-    """How far the mean mask is from the base's, and whether that counts; shares in percent."""
-    rest, rows = of(base, dataset=dataset, scale=scale), []
-    for method in methods:
-        found = gap(of(method, dataset=dataset, scale=scale), metric, rest, metric)
-        if found is None:
-            rows.append([method, "0", "not recorded yet", "–", "–"])
-            continue
-        spread = "–" if found.base_sd is None else f"{100 * found.base_sd:.2f}"
-        rows.append(
-            [method, str(len(found.values)), found.in_points(), spread, weight_matters(found)]
-        )
-    header = ["method", "seeds", "difference ± sd", f"sd of {base}", "verdict"]
-    caption = f"{metric} minus that of {base}, {dataset}, {scale} scale, in percentage points"
-    return Table(header=header, rows=rows, caption=caption)
-
-
 def rankings_against(
     methods: Sequence[str],
     *,

@@ -113,29 +113,6 @@ def kept_histogram(masks: Tensor) -> Figure:
     return figure
 
 
-def kept_by_class(masks: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Figure:
-    """Kept share for each class: median, middle half and middle 90 % of its images."""
-    kept = 100 * masks.mean((1, 2, 3)).cpu()  # (N,)
-    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    spread = [torch.quantile(kept[labels == c], levels).tolist() for c in range(len(classes))]
-    order = sorted(range(len(classes)), key=lambda c: spread[c][2])
-    figure, axis = plt.subplots(figsize=(7.2, 3.2))
-    for height, c in enumerate(order):
-        low, quarter, median, three_quarters, high = spread[c]
-        axis.plot([low, high], [height, height], color="#0072B2", linewidth=1, linestyle="-")
-        axis.plot(
-            [quarter, three_quarters], [height, height], color="#0072B2", linewidth=5, linestyle="-"
-        )
-        axis.plot(median, height, "o", color="white", markeredgecolor="black", markersize=6)
-    axis.set_yticks(range(len(classes)), [classes[c] for c in order])
-    axis.set(
-        title="Kept share by class: median, middle half (thick), middle 90 % (thin)",
-        xlabel="tokens kept in an image [%]",
-        xlim=(0, 100),
-    )
-    return figure
-
-
 def training_curves(runs: dict[str, list[dict]], *, metric: str, label: str) -> Figure:
     """A column of the training curves over epochs, mean over seeds with the range as a band.
 
