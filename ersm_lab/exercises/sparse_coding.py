@@ -135,23 +135,23 @@ def check_restate(function: Callable) -> str | None:
         pairs = zip(_running(model), _running(other), strict=True)
         return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
-    if same(_restated(before, batches)):
+    if same(restated(before, batches)):
         return None
     wrong = {
         "no statistics have changed: batches are only counted in training mode": before,
-        "the old statistics still count: reset_running_stats() first": _restated(
+        "the old statistics still count: reset_running_stats() first": restated(
             before, batches, reset=False
         ),
-        "a moving average: with momentum = None it is the plain mean over batches": _restated(
+        "a moving average: with momentum = None it is the plain mean over batches": restated(
             before, batches, momentum=0.1
         ),
-        "only the first batch was used": _restated(before, batches[:1]),
-        "only the last batch was used": _restated(before, batches[-1:]),
+        "only the first batch was used": restated(before, batches[:1]),
+        "only the last batch was used": restated(before, batches[-1:]),
     }
     for what, other in wrong.items():
         if same(other):
             return what
-    right = _running(_restated(before, batches))
+    right = _running(restated(before, batches))
     off = max((a - b).abs().max() for a, b in zip(_running(model), right, strict=True))
     return f"up to {off:.3g} away from the means over the batches"
 
@@ -173,7 +173,7 @@ def _normalised() -> nn.Module:
 
 
 @torch.no_grad()
-def _restated(
+def restated(
     model: nn.Module, batches: list[Tensor], *, reset: bool = True, momentum: float | None = None
 ) -> nn.Module:
     model = copy.deepcopy(model).train()
