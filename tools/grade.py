@@ -2,12 +2,13 @@
 
     python tools/grade.py FOLDER [--to grades.csv] [--seconds 60] [--memory 2000] [--jobs N]
 
-A submission is a notebook whose file name holds the chapter's: FOLDER/anna/03_energy_terms.ipynb, or, as
-learning platforms hand them out, FOLDER/anna_03_energy_terms.ipynb. Of a submission only imports,
-definitions and constants are run, never the rest of its cells; then the chapter's own check judges each
+A submission is a notebook whose file name holds that of the session's or the chapter's notebook:
+FOLDER/anna/session-one.ipynb, or, as learning platforms hand them out, FOLDER/anna_session-one.ipynb.
+Of a submission only imports, definitions and constants are run, never the rest of its cells; then the
+chapter's own check judges each
 function, whatever the submission made of the check. The table has a line for each exercise that asks for
-code: right, wrong with what the check says, open, missing, or how it was stopped. Questions that ask for
-words are not in it: the rubric of the teachers' page is for them.
+code: right, wrong with what the check says, open, missing, or how it was stopped. What was answered in
+words in the notebook of a session is in it "to read", for the rubric of the teachers' page.
 
 Each function runs in a process of its own, in an empty folder, with a limit on its seconds and its
 memory (Linux). That stops an endless loop and a runaway list, not malice: a program may still read your
@@ -35,6 +36,7 @@ from pathlib import Path
 
 import nbformat
 from chapter_exercises import exercises, imports, name, tree
+from sheets import asked, own_words, sessions
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_FILE = 10_000_000  # bytes that a submission may write into one file
@@ -56,7 +58,7 @@ class Grade:
     chapter: str
     exercise: str
     function: str
-    result: str  # right, wrong, open, missing, unreadable, too slow, too large, crashed
+    result: str  # right, wrong, open, missing, to read, unreadable, too slow, too large, crashed
     message: str
     seconds: float
 
@@ -69,17 +71,25 @@ class Chapter:
     stem: str
     imports: str
     checks: dict[str, tuple[str, str]]  # exercise: (function, check)
+    words: tuple[str, ...] = ()  # the questions of a session's notebook that ask for words
 
 
 def chapters(root: Path) -> list[Chapter]:
-    """All chapters that have an exercise with a check."""
+    """All chapters that have an exercise with a check, and the notebooks of the sessions."""
     found = []
+    sheets = {session["sheet"]["chapter"]: session for session in sessions(root)}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         checks = {e.number: (e.function, e.check) for e in exercises(notebook) if e.check}
         if checks:
             code = imports(notebook)
             found.append(Chapter(name=name(path), stem=path.stem, imports=code, checks=checks))
+        if session := sheets.get(name(path)):
+            wanted = asked(notebook, session["sheet"])
+            stem = f"session-{session['name']}"
+            checks = {e.number: (e.function, e.check) for e in wanted if e.check}
+            words = tuple(e.number for e in wanted if not e.check)
+            found.append(Chapter(name=stem, stem=stem, imports=code, checks=checks, words=words))
     return found
 
 
@@ -203,6 +213,12 @@ def grade(context, path: Path, folder: Path, chapter: Chapter, limits: Limits) -
         seconds = round(time.monotonic() - begin, 1)
         said = {"result": result, "message": message, "seconds": seconds}
         found.append(Grade(exercise=number, function=function, **common, **said))
+    notebook = nbformat.read(path, as_version=4) if chapter.words else None
+    for number in chapter.words:
+        text = own_words(notebook, number)
+        result = "missing" if text is None else "to read" if text else "open"
+        said = {"result": result, "message": text or "", "seconds": 0.0}
+        found.append(Grade(exercise=number, function="", **common, **said))
     return found
 
 
