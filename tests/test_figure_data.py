@@ -63,7 +63,7 @@ def test_what_is_no_table_has_none(axes):
 
 def test_a_notebook_shows_a_figure_with_its_numbers(axes, monkeypatch):
     shell = InteractiveShell.instance()
-    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr("ersm_lab.views.figure_data.get_ipython", lambda: shell)
     figure_data.offer()
     axes.plot([1, 2], label="slope")
     shown, _ = shell.display_formatter.format(axes.figure, include={"text/csv"})

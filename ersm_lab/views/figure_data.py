@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from IPython import get_ipython
+from IPython.core.formatters import BaseFormatter
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.category import StrCategoryLocator
@@ -47,23 +49,14 @@ def as_csv(figure: Figure) -> str | None:
 
 def offer() -> None:
     """From now on, each figure that the present notebook shows brings its numbers along, as text/csv."""
-    try:
-        from IPython import get_ipython
-        from IPython.core.formatters import BaseFormatter
-        from traitlets import ObjectName, Unicode
-    except ImportError:  # no notebook can be here
-        return
     shell = get_ipython()
     if shell is None:
         return
-
-    class CSVFormatter(BaseFormatter):
-        format_type = Unicode("text/csv")
-        print_method = ObjectName("_repr_csv_")
-
     formatters = shell.display_formatter.formatters
     if "text/csv" not in formatters:
-        formatters["text/csv"] = CSVFormatter(parent=shell.display_formatter)
+        formatters["text/csv"] = BaseFormatter(
+            parent=shell.display_formatter, format_type="text/csv", print_method="_repr_csv_"
+        )
     formatters["text/csv"].for_type(Figure, as_csv)
 
 
