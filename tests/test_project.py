@@ -103,7 +103,7 @@ def test_what_the_library_imports_is_among_its_dependencies():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition(".")[0])
     imported -= {*sys.stdlib_module_names, "ersm_attach", "ersm_core", "ersm_lab"}
-    imported = {"pillow" if name == "PIL" else name for name in imported}
+    imported = {{"PIL": "pillow", "IPython": "ipython"}.get(name, name) for name in imported}
     declared = set(bounds(PROJECT["dependencies"]))
     extras = PROJECT["optional-dependencies"]  # imported if there
     optional = set(bounds([*extras["experiments"], *extras["photographs"]]))
