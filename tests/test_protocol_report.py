@@ -89,10 +89,3 @@ def recorded(monkeypatch):
             for seed in range(3)
         ]
     monkeypatch.setattr(records, "read_all", lambda *, method, **_: groups.get(method, []))
-
-
-def test_tables_name_what_is_missing(recorded):
-    table = protocol_report.rankings_against(["masked", "other"], others=("norm", "centre"))
-    assert table.rows[0] == ["masked", "3", "-5.00 ± 0.00", "worse", "–", "–"]
-    assert table.rows[1] == ["other", "0", "–", "–", "–", "–"]
-    assert len(table.header) == len(table.rows[0])

@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 from ersm_lab.results import records
 from ersm_lab.results.statistics import of
 from ersm_lab.views import figures
-from ersm_lab.views.tables import Table
 
 SEEDS = 3  # fewer leave a question open
 BEYOND = 2.0  # standard deviations
@@ -102,31 +101,6 @@ def ranking_is(found: Gap) -> str:
     if abs(found.mean) <= BEYOND * found.sd:
         return "not told apart"
     return "better" if found.mean > 0 else "worse"
-
-
-def rankings_against(
-    methods: Sequence[str],
-    *,
-    ranking: str = "logit",
-    others: Sequence[str] = ("norm", "centre", "random"),
-    dataset: str = "cifar10",
-    scale: str = "laptop",
-) -> Table:
-    """Deletion AUC of one ranking minus those of others, on the same networks, with verdicts."""
-    rows = []
-    for method in methods:
-        group = of(method, dataset=dataset, scale=scale)
-        cells = []
-        for other in others:
-            found = gap(group, f"deletion.{ranking}.auc", group, f"deletion.{other}.auc")
-            cells += ["–", "–"] if found is None else [found.in_points(), ranking_is(found)]
-        rows.append([method, str(len(group)), *cells])
-    header = ["method", "seeds"]
-    for other in others:
-        header += [f"minus {other}", "verdict"]
-    name = RANKINGS[ranking][0]
-    caption = f"AUC of the ranking by {name} minus others', {dataset}, {scale} scale, in points"
-    return Table(header=header, rows=rows, caption=caption)
 
 
 def deletion_panels(
