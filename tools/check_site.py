@@ -385,14 +385,14 @@ def look_twice(browser: Browser, address: str, name: str, pictures: Path | None 
 
 
 def look_side_by_side(
-    address: str, pages: Sequence[str], pictures: Path, *, program: str | None, jobs: int
+    address: str, pages: Sequence[str], pictures: Path | None, *, program: str | None, jobs: int
 ) -> dict[str, Seen]:
     """Look at several pages, some at the same time, and say of each what was seen.
 
     Args:
         address: where the book is served, without a slash at its end.
         pages: as _toc.yml has them; they begin in this order, so the longest should come first.
-        pictures: the folder for screenshots.
+        pictures: the folder for screenshots; None for none.
         program: the Chromium to use, as in `chromium`.
         jobs: how many at once, each in a browser of its own.
 
@@ -431,6 +431,7 @@ def main() -> int:
     )
     parser.add_argument("--html", type=Path, default=ROOT / "_build" / "html")
     parser.add_argument("--screenshots", type=Path, default=ROOT / "_build" / "screenshots")
+    parser.add_argument("--no-screenshots", action="store_true", help="look, and keep no pictures")
     parser.add_argument("--chromium", help="the program; otherwise the one of the system")
     parser.add_argument("--jobs", type=int, help="pages at the same time; default: one a core")
     parser.add_argument("--search", default=SEARCHED, help="a word that some page has")
@@ -440,7 +441,9 @@ def main() -> int:
         sys.exit(f"{args.html} is not there: run 'make book' first")
     pages = args.page or list(parse_toc_yaml(ROOT / "_toc.yml"))
     jobs = min(args.jobs or allowed_cores(), len(pages)) or 1
-    args.screenshots.mkdir(parents=True, exist_ok=True)
+    pictures = None if args.no_screenshots else args.screenshots
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
     searched: list[str] = []
     try:
         print(f"{len(pages)} pages, {jobs} at the same time", flush=True)
@@ -450,7 +453,7 @@ def main() -> int:
                     searched = check_search(browser, address, args.search)
             settings = {"program": args.chromium, "jobs": jobs}
             large_first = sorted(pages, key=lambda p: -size(args.html / f"{p}.html"))
-            looks = look_side_by_side(address, large_first, args.screenshots, **settings)
+            looks = look_side_by_side(address, large_first, pictures, **settings)
     except NoBrowser as reason:
         print(f"The book was NOT looked at in a browser. {reason}", file=sys.stderr)
         return SKIPPED
@@ -458,7 +461,8 @@ def main() -> int:
     problems += [f"{name}: {line}" for name in pages for line in looks[name].problems]
     for line in problems:
         print(line, file=sys.stderr, flush=True)
-    print(f"{len(looks)} pages, {len(problems)} problems; screenshots are in {args.screenshots}")
+    told = "" if pictures is None else f"; screenshots are in {pictures}"
+    print(f"{len(looks)} pages, {len(problems)} problems{told}")
     return 1 if problems or not looks else 0
 
 
