@@ -515,13 +515,16 @@ def test_status_page_begins_with_the_verdict_on_every_claim(lab):
 
     def claim(key, *outcomes):
         findings = lambda **_: [ledger.Finding(outcome=outcome) for outcome in outcomes]  # noqa: E731
-        return types.SimpleNamespace(key=key, text=f"{key} holds.", findings=findings)
+        told = "None." if key.startswith("C") else "An interval above zero."
+        return types.SimpleNamespace(key=key, findings=findings, criterion=told)
 
     claims = [claim("A (a)", "open", "reproduced", "open"), claim("B 2", "not yet run")]
+    claims.append(claim("C 1", "not yet run"))
     text = pages.status_page([], [], claims)
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "| open, reproduced | [A (a)](#claim-a-a) |" in rows
     assert "| not yet run | [B 2](#claim-b-2) |" in rows
+    assert "| no criterion | [C 1](#claim-c-1) |" in rows
     page = ledger.page()
     assert all(f"(claim-{key})=" in page for key in ("ersm-a", "isvs-4"))
 

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 
 from ersm_lab.views import figure_data
 
@@ -65,6 +66,7 @@ def test_a_notebook_shows_a_figure_with_its_numbers(axes, monkeypatch):
     shell = InteractiveShell.instance()
     monkeypatch.setattr("ersm_lab.views.figure_data.get_ipython", lambda: shell)
     figure_data.offer()
+    select_figure_formats(shell, {"png"})  # as when a notebook shows its first figure
     axes.plot([1, 2], label="slope")
     shown, _ = shell.display_formatter.format(axes.figure, include={"text/csv"})
     assert shown["text/csv"].startswith("panel,series,kind,x,y,value\npanel 1,slope,line,0,1,")

@@ -14,7 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.category import StrCategoryLocator
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FixedLocator
 
 MOST_ROWS = 4_000  # a figure with more shows a picture rather than numbers
@@ -57,7 +57,8 @@ def offer() -> None:
         formatters["text/csv"] = BaseFormatter(
             parent=shell.display_formatter, format_type="text/csv", print_method="_repr_csv_"
         )
-    formatters["text/csv"].for_type(Figure, as_csv)
+    # Of the class below Figure: what is set for Figure goes when formats of figures are chosen.
+    formatters["text/csv"].for_type(FigureBase, as_csv)
 
 
 def _points(axes: Axes) -> Iterator[tuple[str, str, float, float, str]]:
