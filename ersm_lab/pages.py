@@ -83,14 +83,12 @@ def records_page(found: Sequence[Mapping[str, Any]], stands: Sequence[Any]) -> s
         "Mean ± standard deviation over the seeds.",
         pipe_table(header, rows),
     ]
-    header = ("record", "test accuracy", "seconds", "machine", "versions", "commit", "state")
+    header = ("record", "test accuracy", "seconds", "commit", "state")
     rows = [
         (
             f"`{r['name']}`",
             key_metric(r),
             shown(sum(r["seconds"].values())),
-            records.without_markup(_machine(r)),
-            records.without_markup(", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)),
             commit(r),
             state.state,
         )
@@ -100,8 +98,18 @@ def records_page(found: Sequence[Mapping[str, Any]], stands: Sequence[Any]) -> s
         "## Every record",
         "A commit with + had changes in its tree that were not committed; `data/` aside.",
         pipe_table(header, rows),
+        "## Made on",
+        pipe_table(("machine", "versions", "records"), _machines(found)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _machines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """Machines and versions of packages, with the number of records, most first."""
+    counts = Counter(
+        (_machine(r), ", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)) for r in found
+    )
+    return [(*map(records.without_markup, key), count) for key, count in counts.most_common()]
 
 
 def _groups(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -502,10 +502,10 @@ def test_status_page(lab, capsys, tmp_path):
     assert "| smoke | shapes | ersm | 2 | 0.55 ± 0.071 | 1.5 |" in rows
     assert "Records: 4, in 2 groups; 3 current, 1 stale." in rows
     assert any(row.startswith(f"| `{ERSM[0]}` | 0.5 | 2 | ") for row in rows)
-    assert any("| 01234567 | stale" in row for row in rows)
+    assert any("| 01234567 | stale |" in row for row in rows)
     assert r"A\|B \<i\>\`c\` (cpu)" in text
     tables = [line for line in text.partition("## Over the seeds")[2].splitlines() if "|" in line]
-    assert len(tables) == 2 + 2 + 2 + 4
+    assert len(tables) == 2 + 2 + 2 + 4 + 2 + 2
     main(["records"])
     assert capsys.readouterr().out == text
 
