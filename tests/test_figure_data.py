@@ -43,6 +43,13 @@ def test_bars_end_where_they_are_drawn_and_words_stand_for_places(axes):
     ]
 
 
+def test_labels_of_ticks_may_be_numbers(axes):
+    axes.plot([0, 1], [3, 4])
+    axes.set_xticks([0, 1], [4, 8])
+    axes.set_yticks([3], [Ellipsis])  # matplotlib writes what it is given as text
+    assert rows(axes)[0] == ("panel 1", "line 1", "line", "0", "Ellipsis", "")
+
+
 def test_ranges_and_small_maps_are_told_and_pictures_are_not(axes):
     axes.hlines([1], [0], [2], label="interval")
     axes.imshow(np.array([[0.0, 0.25]]))

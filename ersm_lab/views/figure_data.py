@@ -18,6 +18,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FixedLocator
 
 MOST_ROWS = 4_000  # a figure with more shows a picture rather than numbers
+MOST_CELLS = 150  # of a map: a larger one is a picture, too
 HEADER = ("panel", "series", "kind", "x", "y", "value")
 
 
@@ -86,7 +87,7 @@ def _points(axes: Axes) -> Iterator[tuple[str, str, float, float, str]]:
                     yield _name(collection, "range", number), "range", float(x), float(y), ""
     for number, image in enumerate(axes.images, start=1):
         cells = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
-        if cells.ndim == 2 and cells.size <= 400:
+        if cells.ndim == 2 and cells.size <= MOST_CELLS:
             for (row, column), cell in np.ndenumerate(cells):
                 yield _name(image, "map", number), "cell", column, row, _shown(cell)
 
@@ -101,7 +102,7 @@ def _words(axis: Axis) -> Callable[[float], str]:
     words: dict[float, str] = {}
     if isinstance(axis.get_major_locator(), FixedLocator | StrCategoryLocator):
         places = axis.get_majorticklocs()
-        texts = axis.get_major_formatter().format_ticks(places)
+        texts = [str(text) for text in axis.get_major_formatter().format_ticks(places)]
         if not all(_is_number(text) for text in texts if text):
             words = dict(zip(map(float, places), texts, strict=True))
 
