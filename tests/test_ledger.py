@@ -200,7 +200,11 @@ def test_what_a_claim_asks_for_is_planned_and_every_condition_is_made(monkeypatc
         wanted.add(f"{scale}/{dataset}/{method}")
         return []
 
+    def choices(method, **place):
+        return of(f"{method}.lambda-choice", **place)
+
     monkeypatch.setattr(ledger.statistics, "of", of)
+    monkeypatch.setattr(ledger.lambda_choice, "of", choices)
     for claim in CLAIMS:
         assert [f.outcome for f in claim.findings()] == [ledger.NOT_RUN]
     planned = {job.name.rpartition("/")[0] for job in plan.wanted("laptop", dataset="cifar10")}
