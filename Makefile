@@ -49,13 +49,8 @@ lint: $(STAMP)  ## check the style of code and notebooks
 	$(PY) -m ruff format --check .
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
-	@mkdir -p _build
-	@# The notebooks run beside the unit tests, which often wait for processes that they have started.
-	@log=_build/test_notebooks.log; $(PY) tools/test_notebooks.py >$$log 2>&1 & notebooks=$$!; \
-	trap 'kill $$notebooks 2>/dev/null || true' EXIT; status=0; \
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist worksteal || status=$$?; \
-	echo "The notebooks, which have run beside the tests:"; wait $$notebooks || status=$$?; \
-	cat $$log; exit $$status
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist worksteal
+	$(PY) tools/test_notebooks.py
 
 probe: $(STAMP)  ## does the code still do what the records say? tiny runs of their settings tell
 	$(PY) -m ersm_lab probe

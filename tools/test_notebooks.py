@@ -28,9 +28,7 @@ def main() -> int:
         print("notebooks/ holds no notebook", file=sys.stderr)
         return 1
     commands = {name: [sys.executable, "-m", "pytest", *NBVAL, name] for name in notebooks}
-    # As many run at once as there are cores: threads of several would wait for each other.
-    env = {"OMP_NUM_THREADS": "1"} | os.environ
-    env |= {
+    env = os.environ | {
         "ERSM_SCALE": "smoke",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
