@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import glob
 import json
 import math
 import os
@@ -246,14 +247,8 @@ def read_all(
         RecordError: A file under `data/results` is not a valid record.
     """
     asked = {"scale": scale, "dataset": dataset, "method": method}
-
-    def may_be(path: Path) -> bool:  # its folders say so: reading a record takes milliseconds
-        folders = Path(_name(path, root)).parts[:-1]
-        pairs = zip(folders, asked.values(), strict=True) if len(folders) == len(asked) else ()
-        return all(wanted in (None, folder) for folder, wanted in pairs)
-
-    records = [_load(path, _name(path, root)) for path in _files(root) if may_be(path)]
     asked = {key: value for key, value in asked.items() if value is not None}
+    records = [_load(path, _name(path, root)) for path in _files(root, **asked)]
     records = [r for r in records if all(r[key] == value for key, value in asked.items())]
     return sorted(records, key=lambda r: (SCALES.index(r["scale"]), group(r), r["seed"], r["name"]))
 
@@ -483,14 +478,25 @@ def _load(path: Path, name: str | None = None) -> dict[str, Any]:
         record = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except ValueError as error:
         raise RecordError(f"{path} is not JSON: {error}") from error
-    _validate(record, str(path))
+    _validate_text(text, str(path))
     if name is not None and record["name"] != name:
         raise RecordError(f"{path} holds the record {record['name']!r}: move it, or run it again")
     return record
 
 
-def _files(root: str | Path | None) -> list[Path]:
-    return sorted(results_dir(root).rglob("*.json"))
+@functools.lru_cache(maxsize=2048)  # a chapter reads the same records many times
+def _validate_text(text: str, what: str) -> None:
+    _validate(json.loads(text), what)
+
+
+def _files(root: str | Path | None, **asked: str) -> list[Path]:
+    """All records' files, or those whose folders say the scale, data set and method asked for."""
+    folder = results_dir(root)
+    if not asked:
+        return sorted(folder.rglob("*.json"))
+    parts = (asked.get(part) for part in ("scale", "dataset", "method"))
+    pattern = "/".join("*" if part is None else glob.escape(part) for part in parts)
+    return sorted(folder.glob(f"{pattern}/*.json"))
 
 
 def _name(path: Path, root: str | Path | None) -> str:
