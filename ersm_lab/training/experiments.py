@@ -76,8 +76,12 @@ def find(name: str) -> Experiment:
         found = (e for e in methods.experiments_of(scale, dataset=dataset) if e.name == name)
         if experiment := next(found, None):
             return experiment
-    places = [(scale, dataset) for scale in methods.SEEDS for dataset in data.DATASETS]
-    known = [e.name for place in places for e in methods.experiments_of(*place)]
+    known = [
+        e.name
+        for scale in methods.SEEDS
+        for dataset in data.DATASETS
+        for e in methods.experiments_of(scale, dataset=dataset)
+    ]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
     raise LookupError(f"no experiment {name!r}; nearest names: {', '.join(near)}")
 

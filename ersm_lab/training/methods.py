@@ -100,7 +100,7 @@ class Method:
         )
 
 
-def experiments_of(scale: str, dataset: str = "auto") -> list[Experiment]:
+def experiments_of(scale: str, *, dataset: str = "auto") -> list[Experiment]:
     """Every experiment of a scale on one data set, in the order in which they are wanted.
 
     Args:
