@@ -45,7 +45,7 @@ def make_tiny(patch: pytest.MonkeyPatch, home: Path) -> None:
     patch.setitem(methods.TRAIN, "smoke", SHORT)
     patch.setitem(methods.SHAPES_EPOCHS, "smoke", SHORT.epochs)
     patch.setitem(methods.IMAGES, "smoke", 64)
-    patch.setattr(experiments, "PUBLISHED_TRAINING", READER)
+    patch.setattr(methods, "PUBLISHED_TRAINING", READER)
     patch.setattr(probes, "taken", lambda *_: None)
     home.mkdir(exist_ok=True)
 

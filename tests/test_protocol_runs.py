@@ -32,7 +32,7 @@ def home(tmp_path_factory):
         patch.setitem(methods.SHAPES_EPOCHS, "smoke", 1)
         patch.setitem(methods.IMAGES, "smoke", 200)
         brief = replace(protocols.PUBLISHED_TRAINING, epochs=2, batch_size=50, learning_rate=0.05)
-        patch.setattr(experiments, "PUBLISHED_TRAINING", brief)
+        patch.setattr(methods, "PUBLISHED_TRAINING", brief)
         for module in (runs, protocol_runs):
             patch.setattr(module, "make_fabric", functools.partial(make_fabric, device="cpu"))
         yield folder
@@ -60,7 +60,7 @@ def test_rows_differ_in_what_their_names_say():
     rows = methods.experiments_of("laptop", dataset="cifar10")
     rows = {e.method: e.config for e in rows if e.method in PUBLISHED}
     released = rows["published-as-released"]
-    assert released.train == protocols.PUBLISHED_TRAINING and released.train_images is None
+    assert released.train == methods.PUBLISHED_TRAINING and released.train_images is None
     assert rows["published-no-mask"] == replace(released, mask=None)
     closed = {"fixed_bias": True, "bias_init": 0.0}
     assert rows["published-bias-zero"] == replace(released, mask=closed)
