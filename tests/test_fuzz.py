@@ -1006,7 +1006,7 @@ CASES = {
     "Config, dropped": Case(
         Config,
         place(mask=MaskPlace(layer="group1"), dropped="mean"),
-        {"mask": not_a(), "dropped": not_word(*filled_mask.KINDS)},
+        {"mask": not_a(), "dropped": not_word(*filled_mask.KINDS, optional=True)},
     ),
     "Config, norm": Case(
         Config,
