@@ -39,7 +39,8 @@ QUESTIONS = {
 def claims_table() -> Table:
     """`verdicts.claims_table` with the rule of each claim."""
     found = verdicts.claims_table()
-    caption = f"{found.caption}; for, against: by 95 % intervals"
+    robust = len(verdicts.of("robust"))
+    caption = f"{found.caption}, (c) and (f) over {robust}; for, against: by 95 % intervals"
     return _beside(found, CLAIMS, heading="in a cell", caption=caption)
 
 
