@@ -40,7 +40,8 @@ def claims_table() -> Table:
     """`verdicts.claims_table` with the rule of each claim."""
     found = verdicts.claims_table()
     robust = len(verdicts.of("robust"))
-    caption = f"{found.caption}, (c) and (f) over {robust}; for, against: by 95 % intervals"
+    caption = f"{found.caption}, (c) and (f) over {robust}; for, against: by 95 % intervals; "
+    caption += "– where a setting is not asked"
     return _beside(found, CLAIMS, heading="in a cell", caption=caption)
 
 
