@@ -25,17 +25,28 @@ from ersm_lab.evaluation import (
     attacks,
     deletion,
     deletion_insertion,
+    gradients,
     inference,
-    lambda_suite,
     object_masks,
     rankings,
-    smoothing_suite,
     sparse_lambda,
+    under_attack,
 )
-from ersm_lab.images import inverse_scale, perturbations, shapes
+from ersm_lab.images import (
+    corruptions,
+    flat_regions,
+    frequency,
+    inverse_scale,
+    occlusion,
+    path_steps,
+    resolution,
+    shapes,
+    smoothed,
+)
 from ersm_lab.images.data import Augment, ImageSet
-from ersm_lab.networks import backbones, controls, sparse_coding
+from ersm_lab.networks import backbones, controls, fista, sdnet, sparse_coding
 from ersm_lab.results import statistics
+from ersm_lab.suites import lambda_suite, smoothing_suite
 from ersm_lab.training import loop, normalisation, protocols, pruning, variants
 from ersm_lab.training.runs import MaskPlace
 
@@ -77,7 +88,7 @@ def masked() -> nn.Module:
 
 @functools.cache
 def coded() -> nn.Module:
-    return sparse_coding.attach_sparse_coding(copy.deepcopy(dense()), "group1.0").eval()
+    return sdnet.attach_sparse_coding(copy.deepcopy(dense()), "group1.0").eval()
 
 
 @functools.cache
@@ -332,7 +343,7 @@ CASES = {
     "PixelNetwork": Case(attacks.PixelNetwork, asked(), {"model": NETWORK, "data": not_a()}),
     "pixels_of": Case(attacks.pixels_of, lambda: {"data": image_set()}, {"data": not_a()}),
     "surrogate": Case(
-        opened(attacks.surrogate),
+        opened(gradients.surrogate),
         lambda: {"model": masked(), "kind": "soft", "temperature": 1.0},
         {
             "model": NETWORK | st.just(nn.Identity()),
@@ -341,7 +352,7 @@ CASES = {
         },
     ),
     "gradient_check": Case(
-        attacks.gradient_check,
+        gradients.gradient_check,
         asked(steps=(1e-3,)),
         ASKED
         | {"steps": not_several(not_number(0, 1, low_is_bad=True)), "batch_size": not_whole()},
@@ -368,7 +379,7 @@ CASES = {
         },
     ),
     "evaluate_attacks": Case(
-        attacks.evaluate_attacks,
+        under_attack.evaluate_attacks,
         asked(settings=attacks.AttackSettings(attacks=("fgsm",), epsilons=(0.1,))),
         ASKED | {"settings": not_a()},
     ),
@@ -408,7 +419,7 @@ CASES = {
     ),
     # inverse_scale
     "PathSettings": Case(
-        inverse_scale.PathSettings,
+        path_steps.PathSettings,
         dict,
         {
             "nu": not_number(0, 1e6, low_is_bad=True),
@@ -442,7 +453,7 @@ CASES = {
         inverse_scale.sparsify, lambda: {"x": PIXELS, "level": 0.9}, {"level": not_share()}
     ),
     "project": Case(
-        inverse_scale.project,
+        flat_regions.project,
         lambda: {
             "u": PIXELS,
             "right": PIXELS[:, :1, :, 1:] > 0.5,
@@ -455,7 +466,7 @@ CASES = {
         },
     ),
     "sparsify_dataset": Case(
-        inverse_scale.sparsify_dataset,
+        smoothed.sparsify_dataset,
         lambda: {"images": image_set().images[:1, :4, :4], "level": 0.9, "progress": False},
         {
             "images": not_tensor(image_set().images),
@@ -467,12 +478,12 @@ CASES = {
         },
     ),
     "retained_energy": Case(
-        inverse_scale.retained_energy,
+        frequency.retained_energy,
         lambda: {"x": PIXELS, "y": PIXELS},
         {n: not_tensor(PIXELS, nan=False, kinds=False) | st.just(PIXELS[:1]) for n in "xy"},
     ),
     "low_pass": Case(
-        inverse_scale.low_pass,
+        frequency.low_pass,
         lambda: {"x": PIXELS, "energy": 0.5},
         {
             "x": not_tensor(PIXELS),
@@ -482,7 +493,7 @@ CASES = {
     ),
     # sparse_coding
     "CSCSettings": Case(
-        sparse_coding.CSCSettings,
+        fista.CSCSettings,
         dict,
         {
             "lambda_l1": not_number(0),
@@ -496,7 +507,7 @@ CASES = {
         },
     ),
     "analyse": Case(
-        sparse_coding.analyse,
+        fista.analyse,
         lambda: {"x": PIXELS, "dictionary": CODES},
         KERNEL
         | {
@@ -505,7 +516,7 @@ CASES = {
         },
     ),
     "synthesise": Case(
-        sparse_coding.synthesise,
+        fista.synthesise,
         lambda: {"code": torch.rand(2, 4, 6, 6), "dictionary": CODES, "size": (8, 8)},
         KERNEL
         | {
@@ -515,7 +526,7 @@ CASES = {
         },
     ),
     "sparse_code": Case(
-        sparse_coding.sparse_code,
+        fista.sparse_code,
         lambda: {"x": PIXELS, "dictionary": CODES, "step": 0.01, "lambda_l1": 0.1},
         KERNEL
         | {
@@ -532,7 +543,7 @@ CASES = {
         },
     ),
     "largest_eigenvalue": Case(
-        sparse_coding.largest_eigenvalue,
+        fista.largest_eigenvalue,
         lambda: {"dictionary": CODES, "size": (8, 8)},
         KERNEL
         | {
@@ -560,9 +571,9 @@ CASES = {
         lambda: {"weight": CODES},
         {"weight": not_tensor(CODES, nan=False)},
     ),
-    "sdnet18": Case(sparse_coding.sdnet18, dict, {"classes": CLASSES, "settings": not_a()}),
+    "sdnet18": Case(sdnet.sdnet18, dict, {"classes": CLASSES, "settings": not_a()}),
     "sdnet18_all": Case(
-        sparse_coding.sdnet18_all,
+        sdnet.sdnet18_all,
         dict,
         {
             "classes": CLASSES,
@@ -572,7 +583,7 @@ CASES = {
         },
     ),
     "attach_sparse_coding": Case(
-        sparse_coding.attach_sparse_coding,
+        sdnet.attach_sparse_coding,
         lambda: {"model": backbones.CifarNet(NET), "layer": "group1.0"},
         {
             "model": NETWORK,
@@ -852,14 +863,14 @@ CASES = {
     ),
     # perturbations
     "occlude": Case(
-        perturbations.occlude,
+        occlusion.occlude,
         lambda: {"images": image_set().images, "size": 4},
         {
             "images": not_images(),
             "size": not_whole(1, 32),
-            "position": not_word(*perturbations.POSITIONS)
+            "position": not_word(*occlusion.POSITIONS)
             | not_pair(not_whole(0, 28), 0).filter(lambda p: not isinstance(p, (str, bytes))),
-            "fill": not_word(*perturbations.FILLS)
+            "fill": not_word(*occlusion.FILLS)
             | not_number(0, 255).map(lambda value: (0, 0, value))
             | st.sampled_from([(0, 0), ()]),
             "seed": not_seed(),
@@ -867,7 +878,7 @@ CASES = {
         },
     ),
     "sliding_places": Case(
-        perturbations.sliding_places,
+        occlusion.sliding_places,
         lambda: {"height": 8, "width": 8, "size": 4},
         {
             "height": not_whole(1, 1_000),
@@ -876,27 +887,27 @@ CASES = {
         },
     ),
     "low_resolution": Case(
-        perturbations.low_resolution,
+        resolution.low_resolution,
         lambda: {"images": image_set().images, "size": 4},
         {"images": not_images(), "size": not_whole(1, 32)},
     ),
     "corrupt": Case(
-        perturbations.corrupt,
+        corruptions.corrupt,
         lambda: {"images": image_set().images, "kind": "contrast", "severity": 1, "seed": 0},
         {
             "images": not_images() | st.just(image_set().images[:, :16]),
-            "kind": not_word(*perturbations.KINDS),
+            "kind": not_word(*corruptions.KINDS),
             "severity": not_whole(1, 5),
             "seed": not_seed(),
             "first": not_whole(0, 2**40),
         },
     ),
     "published_corruptions": Case(
-        or_not_there(perturbations.published_corruptions),
+        or_not_there(corruptions.published_corruptions),
         lambda: {"folder": "nowhere", "kind": "frost", "severity": 1},
         {
             "folder": st.sampled_from([None, 3, object()]),
-            "kind": not_word(*perturbations.PUBLISHED),
+            "kind": not_word(*corruptions.PUBLISHED),
             "severity": not_whole(1, 5),
         },
     ),
@@ -1097,7 +1108,7 @@ CASES = {
             "levels": not_several(not_number(0, 1, low_is_bad=True, high_is_bad=True), empty=False),
             "path": not_a(optional=True),
             "sides": not_several(not_whole(1, 1_000), empty=False),
-            "corruptions": not_several(not_word(*perturbations.KINDS), empty=False),
+            "corruptions": not_several(not_word(*corruptions.KINDS), empty=False),
             "severities": not_several(not_whole(1, 5)),
             "first": not_number(0, 1, low_is_bad=True, high_is_bad=True).map(lambda v: (v, (3,)))
             | not_whole(1, 5).map(lambda v: (0.6, (v,)))
@@ -1192,7 +1203,7 @@ CASES = {
             "fit_images": not_whole(),
             "noise_severities": not_several(not_whole(1, 5)),
             "severities": not_several(not_whole(1, 5)),
-            "kinds": not_several(not_word(*perturbations.KINDS)) | st.just(("snow",)),
+            "kinds": not_several(not_word(*corruptions.KINDS)) | st.just(("snow",)),
             "multiples": not_several(not_number(0)) | st.just((2.0,)),
             "seed": not_seed(),
         },
@@ -1364,7 +1375,7 @@ def spoiled(model: nn.Module) -> nn.Module:
         lambda model, data: inference.look(model, data),
         lambda model, data: inference.evaluate(model, data),
         lambda model, data: inference.progress(model, data),
-        lambda model, data: attacks.evaluate_attacks(model, data, attacks.SMOKE),
+        lambda model, data: under_attack.evaluate_attacks(model, data, attacks.SMOKE),
         lambda model, data: attacks.fgsm(
             attacks.PixelNetwork(model, data), attacks.pixels_of(data), data.labels, epsilon=0.1
         ),

@@ -19,20 +19,17 @@ from ersm_lab.evaluation.sparse_lambda import (
     using_lambda,
 )
 from ersm_lab.images import data
-from ersm_lab.networks import backbones, sparse_coding
-from ersm_lab.networks.sparse_coding import (
+from ersm_lab.networks import backbones, fista
+from ersm_lab.networks.fista import (
     PUBLISHED,
     CSCSettings,
-    SparseCoding2d,
     analyse,
-    attach_sparse_coding,
     largest_eigenvalue,
-    sdnet18,
-    sdnet18_all,
     sparse_code,
     synthesise,
-    unit_atoms,
 )
+from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18, sdnet18_all
+from ersm_lab.networks.sparse_coding import SparseCoding2d, unit_atoms
 from ersm_lab.training import runs
 
 # kernel, stride, padding, size of the input
@@ -74,13 +71,13 @@ def iterations(monkeypatch):
     """A list that grows by one with every iteration of a power iteration."""
     done = []
 
-    power = sparse_coding._there_and_back
+    power = fista._there_and_back
 
     def count(*args):
         done.append(1)
         return power(*args)
 
-    monkeypatch.setattr(sparse_coding, "_there_and_back", count)
+    monkeypatch.setattr(fista, "_there_and_back", count)
     return done
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ersm_lab.images.data import Batches, ImageSet
-from ersm_lab.images.inverse_scale import PathSettings
+from ersm_lab.images.path_steps import PathSettings
 from ersm_lab.images.smoothed import at_level
 from ersm_lab.networks import backbones
 from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.networks.sparse_coding import CSCSettings, attach_sparse_coding, sdnet18
+from ersm_lab.networks.fista import CSCSettings
+from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18
 from ersm_lab.training import runs
 from ersm_lab.training.loop import TrainSettings
 from ersm_lab.training.runs import Experiment, Parts
