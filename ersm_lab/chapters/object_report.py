@@ -1,6 +1,6 @@
 """Tables and pictures of the chapter on objects: does the mask see them, and does a background lie?
 
-Tables are drawn from the records of the suite `objects` (on textured shapes); see `judging`. Claim (d),
+Tables are drawn from the records of the suite `objects` (on textured shapes). Claim (d),
 masks isolate objects, is judged by the criterion of the ledger, with intervals paired over seeds and
 images: AUC of the logit against the centre prior and against Grad-CAM of the dense network; IoU of the
 mask against that of keeping everything. Pictures are drawn from networks.
