@@ -264,31 +264,27 @@ def kinds_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
 
 
 def gap(
-    first: Sequence[dict],
-    second: Sequence[dict],
-    rows: tuple[str, str],
-    names: Sequence[str],
+    method: Sequence[dict], base: Sequence[dict], rows: tuple[str, str], names: Sequence[str]
 ) -> statistics.Difference | None:
     """Mean accuracy over some conditions, a row of one network minus a row of another.
 
-    Paired over seeds and test images as `statistics.difference`; an image counts with the mean of its
-    conditions.
-
     Args:
-        first, second: records of the suites of two networks, or of one.
+        method, base: records of the suites of two networks, or of one.
         rows: of `ROWS`, one for each; the oracle has no answers and cannot be compared.
         names: conditions.
 
     Returns:
-        None where they have no seed in common.
+        As `statistics.gap`.
 
     Raises:
         ValueError: no conditions, or such as the records do not hold.
     """
     checks.several("rows", rows, least=2, most=2)
     checks.several("names", names)
+    for row in rows:
+        checks.choice("rows", row, ROWS)
     own, others = ([f"{row}/{name}" for name in names] for row in rows)
-    return statistics.gap(first, second, own, base_names=others)
+    return statistics.gap(method, base, own, base_names=others)
 
 
 def gaps_table(
