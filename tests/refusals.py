@@ -215,7 +215,7 @@ NETWORK = not_a(torch.zeros(3), nn.Module)
 PATCH = not_whole(1)
 TARGET = not_word("predicted", "label")
 CLASSES = not_whole(1, 100_000)
-LAYER = not_word("group1")
+LAYER = not_word(*filter(None, dict(masked().named_modules())))  # of these networks
 SHARES = not_several(not_share())
 BOOTSTRAP = {
     "confidence": not_number(0, 1, low_is_bad=True, high_is_bad=True),

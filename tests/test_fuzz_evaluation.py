@@ -203,16 +203,6 @@ CASES = {
     "blurred": Case(
         deletion_insertion.blurred, lambda: {"x": PIXELS}, {"x": not_tensor(PIXELS, nan=False)}
     ),
-    "auc_interval": Case(
-        deletion_insertion.auc_interval,
-        lambda: {"curve": curve(), "resamples": 9},
-        BOOTSTRAP | {"curve": not_a()},
-    ),
-    "auc_difference": Case(
-        deletion_insertion.auc_difference,
-        lambda: {"first": curve(), "second": curve(), "resamples": 9},
-        BOOTSTRAP | {"first": not_a(), "second": not_a()},
-    ),
     "rank_tokens": Case(
         rankings.rank_tokens,
         asked(layer="group1", names=("magnitude", "random")),

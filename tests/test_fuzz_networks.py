@@ -162,16 +162,6 @@ CASES = {
         {"weight": not_tensor(CODES, nan=False)},
     ),
     "sdnet18": Case(sdnet.sdnet18, dict, {"classes": CLASSES, "settings": not_a()}),
-    "sdnet18_all": Case(
-        sdnet.sdnet18_all,
-        dict,
-        {
-            "classes": CLASSES,
-            "settings": not_a(),
-            "shortcuts": not_flag(),
-            "sparse_projections": not_flag(),
-        },
-    ),
     "attach_sparse_coding": Case(
         sdnet.attach_sparse_coding,
         lambda: {"model": backbones.CifarNet(NET), "layer": "group1.0"},

@@ -1,4 +1,4 @@
-"""Networks with sparse codes in the place of convolutions: SDNet-18, SDNet-18-all, and any other.
+"""Networks with sparse codes in the place of convolutions: SDNet-18, and any other.
 
 Source: Dai et al., NeurIPS 2022, arXiv:2210.12945.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import difflib
 
-import torchvision
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torch import nn
 
 from ersm_lab.common import checks
-from ersm_lab.networks.backbones import MOST_CLASSES, resnet18
+from ersm_lab.networks.backbones import resnet18
 from ersm_lab.networks.fista import PUBLISHED, CSCSettings
 from ersm_lab.networks.sparse_coding import SparseCoding2d
 
@@ -30,54 +28,6 @@ def sdnet18(*, classes: int = 10, settings: CSCSettings = PUBLISHED) -> nn.Modul
     model.conv1 = SparseCoding2d.from_conv(model.conv1, settings)
     model.relu = nn.Identity()  # that of the stem; the blocks have their own
     return model
-
-
-def sdnet18_all(
-    *,
-    classes: int = 10,
-    settings: CSCSettings = PUBLISHED,
-    shortcuts: bool = True,
-    sparse_projections: bool = True,
-) -> nn.Module:
-    """SDNet-18-all: every convolution of the CIFAR ResNet-18 is a sparse code, no ReLU within a block.
-
-    Args:
-        classes: number of logits.
-        settings: of all 20 codes.
-        shortcuts: False for the published variant without them, which has no ReLU at all.
-        sparse_projections: the three 1 x 1 convolutions on shortcuts are codes too. False leaves them
-            convolutions, as the authors' released code does.
-
-    Shape:
-        x (B, 3, H, W), normalised -> logits (B, classes).
-    """
-    checks.whole("classes", classes, most=MOST_CLASSES)
-    checks.a("settings", settings, CSCSettings)
-    checks.flag("shortcuts", shortcuts)
-    checks.flag("sparse_projections", sparse_projections)
-    model = torchvision.models.ResNet(_CodeBlock, [2, 2, 2, 2], num_classes=classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool, model.relu = nn.Identity(), nn.Identity()
-    for block in model.modules():
-        if isinstance(block, _CodeBlock) and not shortcuts:
-            block.shortcut, block.downsample = False, None
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d) and (sparse_projections or module.kernel_size != (1, 1)):
-            _replace(model, name, SparseCoding2d.from_conv(module, settings))
-    return model
-
-
-class _CodeBlock(BasicBlock):
-    """torchvision's block without the ReLU between its two layers."""
-
-    shortcut = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x))))  # (B, D, h, w)
-        if not self.shortcut:
-            return y
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 def attach_sparse_coding(
