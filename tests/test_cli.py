@@ -13,6 +13,7 @@ import pytest
 
 import ersm_lab
 import ersm_lab.images
+import ersm_lab.suites
 import ersm_lab.training
 from ersm_lab import pages
 from ersm_lab.__main__ import main
@@ -276,7 +277,7 @@ class Bench:
 def bench(lab, monkeypatch):
     fake = Bench()
     monkeypatch.setattr(ersm_lab, "judging", fake, raising=False)
-    monkeypatch.setattr("ersm_lab.suites.card", fake)
+    monkeypatch.setattr(ersm_lab.suites, "card", fake, raising=False)
     return fake
 
 
