@@ -28,8 +28,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
-from ersm_lab.images import data, inverse_scale
-from ersm_lab.images.inverse_scale import PathSettings
+from ersm_lab.images import data, flat_regions, inverse_scale, path_steps
+from ersm_lab.images.path_steps import PathSettings
 
 CIFAR_IMAGES = 50_000
 
@@ -55,7 +55,7 @@ def steps_of(x: Tensor, advance: Callable, steps: int) -> Callable[[], None]:
     never = torch.full((len(x),), 2**40, device=x.device)  # more edges than there are
 
     def run() -> None:
-        advance(inverse_scale._begin(x), never, settings, alpha)
+        advance(path_steps.begin(x), never, settings, alpha)
 
     return run
 
@@ -69,8 +69,8 @@ def step_table(x: Tensor, rounds: int) -> None:
         (32, 3, 30, 400),
     ):
         part = x[:images, :channels].contiguous()
-        plain = steps_of(part, inverse_scale._advance_torch, plain_steps)
-        fused = steps_of(part, inverse_scale._advance_numba, fused_steps)
+        plain = steps_of(part, path_steps.advance_torch, plain_steps)
+        fused = steps_of(part, path_steps.advance_numba, fused_steps)
         times: dict[str, list[float]] = {"plain": [], "fused": []}
         for number in range(rounds + 1):
             pair = (seconds_of(plain) / plain_steps, seconds_of(fused) / fused_steps)
@@ -121,7 +121,7 @@ def scene(side: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     coarse = torch.randn(1, 1, 12, 12, generator=generator, dtype=torch.float64)
     fine = F.interpolate(coarse, size=(side, side), mode="bicubic")
     region = (2 * fine).floor()
-    right, down = (d != 0 for d in inverse_scale._differences(region))
+    right, down = (d != 0 for d in path_steps.differences(region))
     return region + 0.1 * torch.randn(fine.shape, generator=generator), right, down
 
 
@@ -152,7 +152,7 @@ def projection_table(largest: int, largest_lsqr: int, rounds: int) -> None:
         count = max(2, rounds if side <= 512 else 3)
         system = os.times().system
         spent = statistics.median(
-            seconds_of(lambda e=(u, right, down): inverse_scale.project(*e)) for _ in range(count)
+            seconds_of(lambda e=(u, right, down): flat_regions.project(*e)) for _ in range(count)
         )
         system = (os.times().system - system) / count  # a mean: its clock is coarse
         line = f"{side:6}{1e3 * spent:16.2f}{1e9 * spent / side**2:13.0f}"
@@ -163,7 +163,7 @@ def projection_table(largest: int, largest_lsqr: int, rounds: int) -> None:
             solved = lsqr(matrix.T, flat, atol=1e-6, btol=1e-6, iter_lim=20_000)
             image = flat - matrix.T @ solved[0]
             taken = time.process_time() - begun
-            gap = np.abs(image - inverse_scale.project(u, right, down).numpy().ravel()).max()
+            gap = np.abs(image - flat_regions.project(u, right, down).numpy().ravel()).max()
             line += f"{1e3 * taken:12.0f}{solved[2]:12}{taken / spent:20.0f}{gap:20.1e}"
         print(line, flush=True)
         side *= 2

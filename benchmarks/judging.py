@@ -13,27 +13,27 @@ import time
 
 import torch
 
-from ersm_lab import judging
 from ersm_lab.images import data
 from ersm_lab.results import records
+from ersm_lab.suites import card
 from ersm_lab.training import experiments
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=tuple(judging.PRESETS), default="laptop")
+    parser.add_argument("--scale", choices=tuple(card.PRESETS), default="laptop")
     parser.add_argument("--dataset", choices=data.DATASETS, help="default: CIFAR-10, else shapes")
     parser.add_argument("--method", default="ersm")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--suites", nargs="+", choices=tuple(judging.SUITES))
+    parser.add_argument("--suites", nargs="+", choices=tuple(card.SUITES))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     dataset = arguments.dataset or data.default_dataset()
     name = f"{arguments.scale}/{dataset}/{arguments.method}/seed{arguments.seed}"
     model = experiments.restore(experiments.find(name), records.read(name))
-    presets = judging.PRESETS[arguments.scale]
-    suites = arguments.suites or judging.suites_of(dataset)
+    presets = card.PRESETS[arguments.scale]
+    suites = arguments.suites or card.suites_of(dataset)
     counts = [presets[suite].images for suite in suites]
     test = data.load(dataset, "test", limit=None if None in counts else max(counts))
     print(f"{name}, {arguments.threads} threads, torch {torch.__version__}")
@@ -41,7 +41,7 @@ def main() -> None:
     total = total_worked = 0.0
     for suite in suites:
         worked = time.process_time()
-        found = judging.evaluate(model, test, suites=[suite], scale=arguments.scale)[suite]
+        found = card.evaluate(model, test, suites=[suite], scale=arguments.scale)[suite]
         worked = time.process_time() - worked
         images = found.metrics["images"]
         print(f"{suite:12}{images:8}{found.seconds:10.1f}{worked:20.1f}", flush=True)

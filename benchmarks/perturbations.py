@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from ersm_lab.images import data, perturbations
+from ersm_lab.images import corruptions, data, occlusion, resolution
 
 
 def seconds(run: Callable[[], torch.Tensor]) -> float:
@@ -33,25 +33,25 @@ def main() -> None:
     print(f"{len(images)} images, {arguments.threads} threads, torch {torch.__version__}")
     print(f"{'':30}{'s / 10,000':>12}{'severity':>10}")
     total = 0.0
-    for group, kinds in perturbations.GROUPS.items():
+    for group, kinds in corruptions.GROUPS.items():
         for kind in kinds:
             taken = {}
-            for severity in perturbations.SEVERITIES:
-                perturbations.corrupt(images[:2], kind, severity, seed=0)
+            for severity in corruptions.SEVERITIES:
+                corruptions.corrupt(images[:2], kind, severity, seed=0)
                 taken[severity] = scale * seconds(
-                    lambda k=kind, s=severity: perturbations.corrupt(images, k, s, seed=0)
+                    lambda k=kind, s=severity: corruptions.corrupt(images, k, s, seed=0)
                 )
             total += sum(taken.values())
             worst = max(taken, key=taken.get)
             print(f"{group:11}{kind:19}{taken[worst]:12.2f}{worst:10}")
     print(f"{'all kinds and severities':30}{total:12.2f}")
-    for fill in perturbations.FILLS:
+    for fill in occlusion.FILLS:
         taken = seconds(
-            lambda f=fill: perturbations.occlude(images, size=12, position="random", fill=f, seed=0)
+            lambda f=fill: occlusion.occlude(images, size=12, position="random", fill=f, seed=0)
         )
         print(f"{'occlusion':11}{fill:19}{scale * taken:12.2f}")
-    for size in perturbations.LOW_RESOLUTIONS:
-        taken = seconds(lambda s=size: perturbations.low_resolution(images, s))
+    for size in resolution.LOW_RESOLUTIONS:
+        taken = seconds(lambda s=size: resolution.low_resolution(images, s))
         print(f"{'low resolution':24}{size:6}{scale * taken:12.2f}")
 
 

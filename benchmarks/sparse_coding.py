@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from ersm_lab.common.timing import side_by_side
 from ersm_lab.networks import backbones
-from ersm_lab.networks.sparse_coding import PUBLISHED, SparseCoding2d, attach_sparse_coding, sdnet18
+from ersm_lab.networks.fista import PUBLISHED
+from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18
+from ersm_lab.networks.sparse_coding import SparseCoding2d
 from ersm_lab.training.loop import resolve_precision
 
 

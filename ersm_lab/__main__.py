@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def judge(options: argparse.Namespace) -> int:
-    """Asks trained networks the suites of `judging` that have no record that stands."""
+    """Asks trained networks the suites of `card` that have no record that stands."""
     import torch
 
     from ersm_lab import judging, probes
@@ -380,14 +380,14 @@ def _chosen(options: argparse.Namespace) -> list[Any]:
 
 def _suites(asked: str | None, dataset: str) -> Sequence[str]:
     """The suites of a comma-separated list, or all that the data set can be asked."""
-    from ersm_lab import judging
+    from ersm_lab.suites import card
 
     if asked is None:
-        return judging.suites_of(dataset)
+        return card.suites_of(dataset)
     suites = asked.split(",")
-    strange = [suite for suite in suites if suite not in judging.SUITES]
+    strange = [suite for suite in suites if suite not in card.SUITES]
     if strange:
-        raise ValueError(f"no suite {strange[0]!r}; there are: {', '.join(judging.SUITES)}")
+        raise ValueError(f"no suite {strange[0]!r}; there are: {', '.join(card.SUITES)}")
     return suites
 
 

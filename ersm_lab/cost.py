@@ -36,7 +36,7 @@ from ersm_core import energy_loss
 from ersm_lab.common.timing import side_by_side
 from ersm_lab.evaluation.inference import has_mask
 from ersm_lab.networks.backbones import SLIM, SMOKE, CifarNet, CifarNetSettings, resnet18
-from ersm_lab.networks.sparse_coding import attach_sparse_coding, sdnet18
+from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18
 from ersm_lab.results import measurements, records
 from ersm_lab.training.loop import TrainSettings, best_device, make_optimiser, resolve_precision
 from ersm_lab.views.tables import Table

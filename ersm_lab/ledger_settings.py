@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ersm_lab.ledger import CLAIMS, NOT_RUN, OUTCOMES, Claim, better
+from ersm_lab.ledger import CLAIMS
+from ersm_lab.papers.claim import Claim
 from ersm_lab.photographs import verdicts
 from ersm_lab.results import claims, statistics
-from ersm_lab.views.tables import Table
+from ersm_lab.results.claims import OUTCOMES, better
+from ersm_lab.views.tables import NOT_RUN, Table
 
 SETTINGS = ("published protocol, CIFAR-10", "photographs", "end to end, small", "end to end, full")
 UNTESTABLE = "untestable here"

@@ -7,7 +7,7 @@ of a suite, the suite asked of a seeded network on a few images, in single preci
 today's code gives the same numbers, the record still tells what this code does (`standing`).
 
     training/<id>   a network trained tiny; all records that differ in nothing else share it
-    <suite>/<id>    a suite of `judging`, asked of a network of this kind
+    <suite>/<id>    a suite of `card`, asked of a network of this kind
     data/<name>     the images of a data set, where they are at hand
     photographs/…   readers of made-up maps: the studies of photographs (`photographs.probe`)
 
@@ -36,7 +36,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
 
 from ersm_core import EnergyMask
-from ersm_lab import judging
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data as lab_data
 from ersm_lab.images import shapes
@@ -48,6 +47,7 @@ from ersm_lab.photographs import probe as of_photographs
 from ersm_lab.results import records, standing
 from ersm_lab.results.provenance import allowed_cores
 from ersm_lab.results.standing import Numbers, Outcomes
+from ersm_lab.suites import card
 from ersm_lab.training import experiments, protocol_runs
 from ersm_lab.training.build import build
 from ersm_lab.training.config import Config, Experiment, MaskPlace, PublishedConfig
@@ -66,7 +66,7 @@ MOST_CALLS = 128  # numbers of a suite: one for each pass, or the mean of neighb
 SHARES = ("accuracy", "mean", "intervals", "by_route", "left_after", "only_by_surrogate")
 SHARES += ("deletion", "maps", "follows_background")
 # Raised by hand when a change is meant to alter what a kind of run, or a suite, gives.
-PROTOCOL = dict.fromkeys(("training", "data", *judging.SUITES), 1)
+PROTOCOL = dict.fromkeys(("training", "data", *card.SUITES), 1)
 PROTOCOL["photographs"] = of_photographs.PROTOCOL
 
 
@@ -75,7 +75,7 @@ class Probe:
     """What is run tiny.
 
     Attributes:
-        kind: "training", "data", "photographs" or a suite of `judging.SUITES`.
+        kind: "training", "data", "photographs" or a suite of `card.SUITES`.
         experiment: the tiny experiment; None for data and photographs.
         settings: of the suite, or the name of the data set.
     """
@@ -139,13 +139,13 @@ def of(experiment: Experiment, suite: str | None = None, *, settings: Any = None
 
     Args:
         experiment: the experiment, at its own scale.
-        suite: of `judging.SUITES`; None for the network's own record.
+        suite: of `card.SUITES`; None for the network's own record.
         settings: of the suite; None takes those of the experiment's scale.
     """
     data = Probe(kind="data", settings=experiment.dataset)
     if suite is None:
         return [Probe(kind="training", experiment=tiny(experiment)), data]
-    settings = settings or judging.PRESETS[experiment.scale][suite]
+    settings = settings or card.PRESETS[experiment.scale][suite]
     return [Probe(kind=suite, experiment=tiny_network(experiment), settings=few(settings)), data]
 
 
@@ -300,7 +300,7 @@ def _asked(probe: Probe) -> Numbers:
     model.register_forward_hook(lambda module, args, output: sizes.append(_size(output.detach())))
     images = lab_data.load("shapes", "test", limit=SUITE_IMAGES)
     asked = {"suites": [probe.kind], "settings": {probe.kind: probe.settings}}
-    metrics = judging.evaluate(model, images, **asked)[probe.kind].metrics
+    metrics = card.evaluate(model, images, **asked)[probe.kind].metrics
     found = _in_groups(metrics) | {"passes": len(sizes)}
     parts = min(MOST_CALLS, len(sizes))
     for number in range(parts):

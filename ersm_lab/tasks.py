@@ -20,13 +20,15 @@ from statistics import mean
 import torch
 
 from ersm_lab import judging, plan, probes
-from ersm_lab.images import data, perturbations
-from ersm_lab.images.inverse_scale import PathSettings
+from ersm_lab.images import corruptions, data
+from ersm_lab.images.path_steps import PathSettings
 from ersm_lab.images.smoothed import at_level
 from ersm_lab.plan import Job
 from ersm_lab.queue import Clock, Task
 from ersm_lab.results import records
 from ersm_lab.results.provenance import allowed_cores
+from ersm_lab.suites import card
+from ersm_lab.suites.perturbed import KEPT_FROM, Corruption, Occlusion, prepare
 from ersm_lab.training import experiments, runs
 from ersm_lab.training.config import Config
 from ersm_lab.training.loop import best_device
@@ -76,10 +78,10 @@ class Perturb:
 
     suite: str
     dataset: str
-    settings: judging.Occlusion | judging.Corruption
+    settings: Occlusion | Corruption
 
     def __call__(self) -> str:
-        judging.prepare(self.suite, self.dataset, self.settings)
+        prepare(self.suite, self.dataset, self.settings)
         return "made"
 
 
@@ -155,11 +157,11 @@ def _worth(job: Job) -> tuple:
     resnet = method.startswith("resnet18")
     if compared and not resnet and job.suite is None:
         block = 0 if method == "ablation-dense" else 2
-    elif compared and not resnet and job.suite in judging.UNDER_CONDITIONS:
+    elif compared and not resnet and job.suite in card.UNDER_CONDITIONS:
         block = 3
     elif resnet and job.suite is None and seed == 0:
         return (3, 2.5)  # two of the five seeds' cards can wait
-    elif resnet and (job.suite is None or job.suite in judging.UNDER_CONDITIONS):
+    elif resnet and (job.suite is None or job.suite in card.UNDER_CONDITIONS):
         block = 4
     else:
         block = 5 if compared else 6
@@ -171,13 +173,13 @@ def _beforehand(job: Job) -> list[Task]:
     experiment, config = job.experiment, job.experiment.config
     dataset, found = experiment.dataset, []
     if job.suite in ("occlusion", "corruption"):
-        settings = judging.PRESETS[experiment.scale][job.suite]
-        if (settings.images or records.TEST_IMAGES) < judging.KEPT_FROM:
+        settings = card.PRESETS[experiment.scale][job.suite]
+        if (settings.images or records.TEST_IMAGES) < KEPT_FROM:
             return []
         if job.suite == "occlusion":
             parts = {p: replace(settings, positions=(p,)) for p in settings.positions}
         else:
-            parts = {kind: replace(settings, kinds=(kind,)) for kind in perturbations.KINDS}
+            parts = {kind: replace(settings, kinds=(kind,)) for kind in corruptions.KINDS}
         for part, own in parts.items():
             work = Perturb(suite=job.suite, dataset=dataset, settings=own)
             found.append((f"{dataset}: {part}", work))

@@ -9,6 +9,8 @@ from ersm_lab.results.provenance import allowed_cores
 from ersm_lab.training import runs
 from ersm_lab.training.loop import make_fabric
 
+pytest.register_assert_rewrite("refusals")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
-from ersm_lab.evaluation import attacks, inference
+from ersm_lab.evaluation import attacks, gradients, inference, under_attack
 from ersm_lab.images import data
 from ersm_lab.images.data import ImageSet
 from ersm_lab.networks import backbones
@@ -189,7 +189,7 @@ def test_accuracy_of_a_linear_network_of_two_classes(attack):
     model = linear(2)
     images = with_own_answers(model, noise(40, classes=2, low=60, high=190))
     settings = replace(FEW, images=40, attacks=(attack,), epsilons=EPSILONS, pgd_steps=20)
-    report = attacks.evaluate_attacks(model, images, settings)
+    report = under_attack.evaluate_attacks(model, images, settings)
     for epsilon in EPSILONS:
         expected = linear_survivors(model, images, epsilon)
         assert torch.equal(report.outcome(attack, epsilon).survives, expected)
@@ -201,7 +201,7 @@ def test_autoattack_of_a_linear_network_of_five_classes():
     images = with_own_answers(model, noise(15, classes=5, low=60, high=190))
     settings = replace(FEW, apgd_steps=10, square_queries=20, batch_size=15)
     settings = replace(settings, attacks=("autoattack",), epsilons=(2 / 255, 4 / 255))
-    report = attacks.evaluate_attacks(model, images, settings)
+    report = under_attack.evaluate_attacks(model, images, settings)
     for epsilon in settings.epsilons:
         expected = linear_survivors(model, images, epsilon)
         found = report.outcome("autoattack", epsilon)
@@ -231,7 +231,7 @@ def test_the_defaults_are_the_standard_version():
 def test_each_attack_goes_on_with_what_is_left_as_in_the_library(trained, shapes):
     epsilon, settings = 4 / 255, replace(FEW, images=10, apgd_steps=3, targets=2, square_queries=5)
     settings = replace(settings, attacks=("autoattack",), epsilons=(epsilon,), surrogates=())
-    report = attacks.evaluate_attacks(trained, shapes, settings)
+    report = under_attack.evaluate_attacks(trained, shapes, settings)
     network = attacks.PixelNetwork(trained, shapes)
     members = attacks.autoattack_members(network, epsilon=epsilon, classes=10, settings=settings)
     library = AutoAttack(network, attacks=list(members), eps=epsilon, seed=0, version="custom")
@@ -259,7 +259,7 @@ def test_attacked_images_stay_in_the_ball_and_in_range(trained, shapes, kind):
     settings = replace(FEW, apgd_steps=3, targets=1, square_queries=3)
     members = attacks.autoattack_members(network, epsilon=epsilon, classes=10, settings=settings)
     if kind:
-        with attacks.surrogate(trained, kind):
+        with gradients.surrogate(trained, kind):
             moved = [f(network, x, y, epsilon=epsilon) for f in (attacks.fgsm, attacks.pgd)]
     else:
         moved = [f(network, x, y, epsilon=epsilon) for f in (attacks.fgsm, attacks.pgd)]
@@ -275,7 +275,7 @@ def test_pgd_is_never_above_clean_and_falls_with_epsilon(trained, shapes):
     """Each outcome by itself, without the smaller epsilons that `worst` takes in. No attack has to:
     a longer step may overshoot. Of 20 steps the best is kept, and on this network it does."""
     settings = attacks.AttackSettings(attacks=("pgd",), images=16)
-    report = attacks.evaluate_attacks(trained, shapes, settings)
+    report = under_attack.evaluate_attacks(trained, shapes, settings)
     for route in ("direct", *attacks.SURROGATES):
         left = [report.outcome("pgd", e, route).survives.sum() for e in EPSILONS]
         assert report.clean.sum() >= left[0] >= left[1] >= left[2]
@@ -291,7 +291,9 @@ def test_an_attack_that_makes_an_answer_right_has_not_made_it_survive():
     network = attacks.PixelNetwork(model, images)
     attacked = attacks.fgsm(network, x, y, epsilon=8 / 255)
     assert (network(attacked).argmax(1) == y).sum() > 20  # it follows a gradient that lies
-    report = attacks.evaluate_attacks(model, images, replace(FEW, images=40, attacks=("fgsm",)))
+    report = under_attack.evaluate_attacks(
+        model, images, replace(FEW, images=40, attacks=("fgsm",))
+    )
     assert report.outcome("fgsm", 8 / 255).survives.sum() == report.clean.sum() == 20
 
 
@@ -330,7 +332,7 @@ def test_the_same_seed_gives_the_same_and_nothing_is_left_changed(trained, shape
     asking = [p.requires_grad for p in trained.parameters()]
     hooks = [len(m._forward_hooks) for m in trained.modules()]
     settings = replace(attacks.SMOKE, images=6, batch_size=4, epsilons=(8 / 255,), apgd_steps=2)
-    first, again = (attacks.evaluate_attacks(trained, shapes, settings) for _ in range(2))
+    first, again = (under_attack.evaluate_attacks(trained, shapes, settings) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert modes == [m.training for m in trained.modules()]
     assert asking == [p.requires_grad for p in trained.parameters()]
@@ -363,7 +365,7 @@ def test_random_starts_differ_between_seeds():
 def test_a_soft_surrogate_breaks_a_gate_without_gradient():
     model, images = hiding(), quadrants(191, 153)
     settings = replace(attacks.STANDARD, attacks=("fgsm", "pgd"), epsilons=(8 / 255,))
-    report = attacks.evaluate_attacks(model, images, settings)
+    report = under_attack.evaluate_attacks(model, images, settings)
     assert report.clean.all()
     assert report.outcome("fgsm", 8 / 255).survives.all()  # it looks robust
     assert report.outcome("pgd", 8 / 255).survives.sum() > 6
@@ -379,7 +381,7 @@ def test_a_soft_surrogate_breaks_a_gate_without_gradient():
 def test_a_gradient_past_the_gate_breaks_one_that_has_none():
     model, images = rounding(), quadrants(140, 128)
     settings = replace(attacks.STANDARD, attacks=("fgsm", "pgd"), epsilons=(8 / 255,))
-    report = attacks.evaluate_attacks(model, images, settings)
+    report = under_attack.evaluate_attacks(model, images, settings)
     assert report.clean.all() and report.gradients.zero.all()
     assert report.outcome("fgsm", 8 / 255).survives.all()
     for attack in settings.attacks:
@@ -397,7 +399,7 @@ def test_a_gradient_past_the_gate_breaks_one_that_has_none():
 def test_square_alone_breaks_what_has_no_gradient():
     settings = replace(FEW, attacks=("autoattack",), epsilons=(8 / 255,), surrogates=())
     settings = replace(settings, apgd_steps=3, targets=1, square_queries=200)
-    report = attacks.evaluate_attacks(rounding(), quadrants(140, 128), settings)
+    report = under_attack.evaluate_attacks(rounding(), quadrants(140, 128), settings)
     left = report.outcome("autoattack", 8 / 255).left_after
     assert list(left) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert left["square"] < left["fab-t"]
@@ -407,7 +409,7 @@ def test_bpda_answers_as_the_network_does_and_passes_every_gradient(trained, sha
     x = shapes.normalise(shapes.images[:4])
     mask, seen = inference.only_mask(trained), []
     expected = trained(x).detach()
-    with attacks.surrogate(trained, "bpda"):
+    with gradients.surrogate(trained, "bpda"):
         handle = mask.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
         logits = trained(x)
         handle.remove()
@@ -427,7 +429,7 @@ def test_the_soft_surrogate_by_hand(patch_size):
     z = torch.einsum("bdhw,d->bhw", F.normalize(tokens, dim=1), mask.weight) + mask.bias
     soft = torch.sigmoid(-z / 0.3)[:, None].repeat_interleave(patch_size, 2)
     by_hand = x * soft.repeat_interleave(patch_size, 3)
-    with attacks.surrogate(model, "soft", temperature=0.3):
+    with gradients.surrogate(model, "soft", temperature=0.3):
         found = model(x)
     torch.testing.assert_close(found, by_hand)
     slopes = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, by_hand)]
@@ -438,7 +440,7 @@ def test_the_soft_surrogate_by_hand(patch_size):
 def test_a_soft_energy_gate_is_its_own_surrogate():
     mask = EnergyMask(3, gate="energy", lambda_unary=0.5).eval()
     x = torch.randn(2, 3, 4, 4)
-    with attacks.surrogate(mask, "soft", temperature=0.3):
+    with gradients.surrogate(mask, "soft", temperature=0.3):
         found = mask(x)
     assert torch.equal(found, mask(x))
 
@@ -447,7 +449,7 @@ def test_every_mask_becomes_soft_and_one_that_is_off_stays_so():
     masks = [EnergyMask(3, hard=True).eval() for _ in range(3)]
     masks[2].enabled = False
     model, x = nn.Sequential(*masks), torch.randn(2, 3, 4, 4)
-    with attacks.surrogate(model, "soft"):
+    with gradients.surrogate(model, "soft"):
         found = model(x)
     soft = x
     for mask in masks[:2]:
@@ -461,7 +463,7 @@ def test_every_mask_becomes_soft_and_one_that_is_off_stays_so():
 def test_an_honest_gradient_agrees_with_finite_differences(shapes):
     torch.manual_seed(0)
     dense = backbones.CifarNet(backbones.SMOKE)
-    check = attacks.gradient_check(dense, shapes[:8], batch_size=3)
+    check = gradients.gradient_check(dense, shapes[:8], batch_size=3)
     torch.testing.assert_close(check.agreement[1e-5], torch.ones(8).double(), atol=1e-2, rtol=0)
     assert not check.zero.any() and not check.non_finite.any()
     assert check.through_mask is None and "through_mask_median" not in check.summary()
@@ -471,7 +473,7 @@ def test_finite_differences_of_a_known_loss():
     """Of one image and two classes the loss is log(1 + exp(-margin)), the margin linear."""
     model, step = linear(2), 0.05
     images = with_own_answers(model, noise(1, classes=2))
-    check = attacks.gradient_check(model, images, steps=(step,))
+    check = gradients.gradient_check(model, images, steps=(step,))
     weight = model[1].weight.detach().double()
     slope = ((weight[0] - weight[1]).view(3, 4, 4) / torch.tensor(images.std)[:, None, None]).abs()
     logits = inference.predict(model, images)[0].double()
@@ -485,7 +487,7 @@ def test_finite_differences_of_a_known_loss():
 
 def test_a_gradient_that_lies_is_found_out():
     model = nn.Sequential(Reversed(), *linear(2))
-    check = attacks.gradient_check(model, noise(5, classes=2))
+    check = gradients.gradient_check(model, noise(5, classes=2))
     torch.testing.assert_close(check.agreement[1e-5], -torch.ones(5).double(), atol=1e-4, rtol=0)
 
 
@@ -496,7 +498,7 @@ def test_what_passes_the_mask(settings, shapes):
     attach_energy_mask(network, "group2", temperature=0.2, **settings)
     mask = inference.only_mask(network)
     mask.weight.data.mul_(5)
-    check = attacks.gradient_check(network, shapes[:6])
+    check = gradients.gradient_check(network, shapes[:6])
     blind = bool(settings.get("detach_tokens"))
     assert torch.equal(check.through_mask < 1e-6, torch.full((6,), blind))
     honest = (check.agreement[1e-5] - 1).abs() < 0.01
@@ -511,7 +513,7 @@ def test_gradients_that_are_not_finite_are_counted_and_not_followed():
             return torch.stack([height, (0 * height).sqrt()], 1)
 
     images = noise(4, classes=2)
-    check = attacks.gradient_check(Root(), images)
+    check = gradients.gradient_check(Root(), images)
     assert check.non_finite.all() and check.summary()["non_finite_share"] == 1
     x = attacks.pixels_of(images)
     network = attacks.PixelNetwork(Root(), images)
@@ -524,7 +526,7 @@ def test_a_network_that_does_not_look_survives_everything():
             return torch.eye(4)[0].repeat(len(x), 1)  # (B, 4)
 
     images = replace(noise(3, classes=4), labels=torch.zeros(3, dtype=torch.long))
-    report = attacks.evaluate_attacks(Constant(), images, attacks.SMOKE)
+    report = under_attack.evaluate_attacks(Constant(), images, attacks.SMOKE)
     assert report.worst(8 / 255).all() and report.gradients.zero.all()
 
 
@@ -543,15 +545,15 @@ def made_report():
         ("pgd", 0.2, "direct"): [0, 1, 1, 0],
     }
     outcomes = tuple(
-        attacks.Outcome(attack=a, epsilon=e, route=r, survives=torch.tensor(s).bool())
+        under_attack.Outcome(attack=a, epsilon=e, route=r, survives=torch.tensor(s).bool())
         for (a, e, r), s in rows.items()
     )
-    gradients = attacks.GradientCheck(
+    checked = gradients.GradientCheck(
         zero=torch.zeros(4).bool(), non_finite=torch.zeros(4).bool(), agreement={0.1: torch.ones(4)}
     )
     clean = torch.tensor([1, 1, 1, 0]).bool()
-    return attacks.AttackReport(
-        settings=settings, clean=clean, outcomes=outcomes, gradients=gradients
+    return under_attack.AttackReport(
+        settings=settings, clean=clean, outcomes=outcomes, gradients=checked
     )
 
 
@@ -612,11 +614,11 @@ def test_bad_input_is_refused():
     images, model = noise(3, classes=3), linear(3)
     network = attacks.PixelNetwork(model, images)
     with pytest.raises(ValueError, match='leave "autoattack" out'):
-        attacks.evaluate_attacks(model, images, replace(FEW, attacks=("autoattack",)))
+        under_attack.evaluate_attacks(model, images, replace(FEW, attacks=("autoattack",)))
     with pytest.raises(ValueError, match="no images"):
-        attacks.gradient_check(model, images[:0])
+        gradients.gradient_check(model, images[:0])
     with pytest.raises(ValueError, match="above 0"):
-        attacks.gradient_check(model, images, steps=(0.0,))
+        gradients.gradient_check(model, images, steps=(0.0,))
     for attack in (attacks.fgsm, attacks.pgd):
         with pytest.raises(ValueError, match="not normalised input"):
             attack(network, images.normalise(images.images), images.labels, epsilon=0.1)
@@ -625,10 +627,10 @@ def test_bad_input_is_refused():
         with pytest.raises(ValueError, match="units of 0 to 1"):
             attack(network, attacks.pixels_of(images), images.labels, epsilon=-0.1)
     for kind, message in {"hard": "one of soft, bpda", "soft": "attack it directly"}.items():
-        with pytest.raises(ValueError, match=message), attacks.surrogate(model, kind):
+        with pytest.raises(ValueError, match=message), gradients.surrogate(model, kind):
             pass
     with pytest.raises(ValueError, match="above 0"):
-        with attacks.surrogate(EnergyMask(3), "soft", temperature=0):
+        with gradients.surrogate(EnergyMask(3), "soft", temperature=0):
             pass
     report = made_report()
     for ask in (lambda: report.worst(0.3), lambda: report.outcome("pgd", 0.1, "bpda")):
@@ -638,6 +640,8 @@ def test_bad_input_is_refused():
 
 def test_an_attack_that_leaves_the_ball_is_an_error(monkeypatch):
     far = lambda network, x, y, *, epsilon: (x + 2 * epsilon).clamp(0, 1)  # noqa: E731
-    monkeypatch.setattr(attacks, "fgsm", far)
+    monkeypatch.setattr(under_attack, "fgsm", far)
     with pytest.raises(RuntimeError, match="changed by"):
-        attacks.evaluate_attacks(linear(2), noise(2, classes=2), replace(FEW, attacks=("fgsm",)))
+        under_attack.evaluate_attacks(
+            linear(2), noise(2, classes=2), replace(FEW, attacks=("fgsm",))
+        )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ersm_lab.evaluation.sparse_lambda import sparse_layers
-from ersm_lab.images import data, inverse_scale
+from ersm_lab.images import data, frequency, inverse_scale
 from ersm_lab.images.data import Augment
 from ersm_lab.images.smoothed import Smoothing, StagedImages, at_level, staged
 from ersm_lab.networks.sparse_coding import SparseCoding2d
@@ -94,8 +94,8 @@ def test_the_low_pass_has_the_energy_of_the_sparsified_image():
         at_level(images, 0.8, low_pass=low, progress=False).permute(0, 3, 1, 2).float() / 255
         for low in (False, True)
     )
-    energy = inverse_scale.retained_energy(x, flat)
-    torch.testing.assert_close(inverse_scale.retained_energy(x, smooth), energy, atol=0.01, rtol=0)
+    energy = frequency.retained_energy(x, flat)
+    torch.testing.assert_close(frequency.retained_energy(x, smooth), energy, atol=0.01, rtol=0)
     assert (smooth - flat).abs().max() > 0.02
 
 

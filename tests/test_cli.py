@@ -13,6 +13,7 @@ import pytest
 
 import ersm_lab
 import ersm_lab.images
+import ersm_lab.suites
 import ersm_lab.training
 from ersm_lab import pages
 from ersm_lab.__main__ import main
@@ -224,7 +225,7 @@ def test_run_stops_when_interrupted(lab):
 
 
 class Bench:
-    """What `ersm_lab.judging` promises, without a network; `broken` is the tests' lever."""
+    """What `judging` and `suites.card` promise, without a network; `broken` is the tests' lever."""
 
     SUITES = ("occlusion", "attacks", "objects")
 
@@ -277,6 +278,7 @@ class Bench:
 def bench(lab, monkeypatch):
     fake = Bench()
     monkeypatch.setattr(ersm_lab, "judging", fake, raising=False)
+    monkeypatch.setattr(ersm_lab.suites, "card", fake, raising=False)
     return fake
 
 
@@ -513,9 +515,10 @@ def test_status_page(lab, capsys, tmp_path):
 
 def test_status_page_begins_with_the_verdict_on_every_claim(lab):
     from ersm_lab import ledger
+    from ersm_lab.papers.claim import Finding
 
     def claim(key, *outcomes):
-        findings = lambda **_: [ledger.Finding(outcome=outcome) for outcome in outcomes]  # noqa: E731
+        findings = lambda **_: [Finding(outcome=outcome) for outcome in outcomes]  # noqa: E731
         told = "None." if key.startswith("C") else "An interval above zero."
         return types.SimpleNamespace(key=key, findings=findings, criterion=told)
 

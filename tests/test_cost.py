@@ -9,7 +9,8 @@ from torch import nn
 from ersm_lab import cost
 from ersm_lab.common import timing
 from ersm_lab.cost import CostSettings
-from ersm_lab.networks.sparse_coding import CSCSettings, SparseCoding2d
+from ersm_lab.networks.fista import CSCSettings
+from ersm_lab.networks.sparse_coding import SparseCoding2d
 from ersm_lab.results import records, standing
 
 TINY = CostSettings(

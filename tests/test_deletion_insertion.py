@@ -413,34 +413,7 @@ def test_the_network_is_left_as_it_was(shapes):
     assert all(torch.equal(value, values[name]) for name, value in net.state_dict().items())
 
 
-# --- intervals, results, errors --------------------------------------------------------------------
-
-
-def test_intervals_against_a_slow_bootstrap():
-    images, net, importance = noise(60, 4, 4)
-    curve = di.perturbation_curve(net, images, importance, game="deletion", convention=di.TORCHCAM)
-    found = di.auc_interval(curve, confidence=0.9)
-    assert found == di.auc_interval(curve, confidence=0.9)
-    assert found.mean == pytest.approx(curve.auc) and found.images == 60
-    lots, values = np.random.default_rng(7), curve.auc_by_image.numpy()
-    means = [values[lots.integers(60, size=60)].mean() for _ in range(4_000)]
-    low, high = np.quantile(means, [0.05, 0.95])
-    width = high - low
-    assert found.low == pytest.approx(low, abs=0.15 * width)
-    assert found.high == pytest.approx(high, abs=0.15 * width)
-
-
-def test_a_difference_is_paired_by_image():
-    images, net, importance = noise(30, 4, 4)
-    settings = dict(game="deletion", convention=di.TORCHCAM)
-    best = rankings.integrated_gradients(net, images, (4, 4))
-    first = di.perturbation_curve(net, images, importance, **settings)
-    second = di.perturbation_curve(net, images, best, **settings)
-    gap = di.auc_difference(first, second)
-    assert gap.mean == pytest.approx(first.auc - second.auc)
-    assert 0 < gap.low <= gap.mean <= gap.high
-    same = di.auc_difference(first, first)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
+# --- results, errors --------------------------------------------------------------------
 
 
 def test_blank_maps_are_counted():
@@ -495,9 +468,3 @@ def test_bad_input_is_refused(shapes):
         replace(di.RISE, deletion_fill="grey")
     with pytest.raises(ValueError, match="step must be"):
         replace(di.RISE, step=("parts", 0))
-    with pytest.raises(ValueError, match="at least two"):
-        di.auc_interval(replace(curve(), scores=curve().scores[:1]))
-    with pytest.raises(ValueError, match="different conventions cannot be compared"):
-        di.auc_difference(curve(), curve(convention=di.TORCHCAM))
-    with pytest.raises(ValueError, match="of the same images, got 5 and 2"):
-        di.auc_difference(curve(), replace(curve(), scores=curve().scores[:2]))

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import nn
 
 from ersm_attach import attach_energy_mask
-from ersm_lab import judging
 from ersm_lab.chapters import deletion_report as report
 from ersm_lab.evaluation import deletion, inference, rankings
 from ersm_lab.evaluation import deletion_insertion as di
 from ersm_lab.images import data
 from ersm_lab.networks import backbones
 from ersm_lab.results import answer_bits
+from ersm_lab.suites import deleted
 
 SHARES = (0, 50, 90)
 LEVELS = {"logit": 0.9, "unary": 0.9, "magnitude": 0.8, "energy": 0.6, "random": 0.7}
@@ -330,8 +330,8 @@ def test_a_real_card_can_be_read(shapes):
     torch.manual_seed(0)
     model = attach_energy_mask(Tiny(), "group1", preset="stable", bias_init=0.0).eval()
     small = replace(shapes, images=shapes.images[:, ::4, ::4], masks=None)
-    settings = judging.Deletion(images=6, curve_images=2, unit_images=1, fractions=(0.0, 0.5))
-    finding = judging.deletion(model, small, settings)
+    settings = deleted.Deletion(images=6, curve_images=2, unit_images=1, fractions=(0.0, 0.5))
+    finding = deleted.deletion(model, small, settings)
     record = {
         "name": "card",
         "seed": 0,

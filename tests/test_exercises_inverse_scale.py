@@ -12,7 +12,7 @@ from ersm_lab.exercises.inverse_scale import (
     check_largest_step,
     check_price,
 )
-from ersm_lab.images import inverse_scale
+from ersm_lab.images import flat_regions, inverse_scale, path_steps
 
 
 def flatten(u, opened, shift=1):
@@ -47,7 +47,7 @@ def test_the_right_projection_is_right():
 
     def by_the_lab(u, opened):
         down = torch.zeros(1, 1, 0, len(u), dtype=torch.bool)
-        return inverse_scale.project(u.view(1, 1, 1, -1), opened.view(1, 1, 1, -1), down).flatten()
+        return flat_regions.project(u.view(1, 1, 1, -1), opened.view(1, 1, 1, -1), down).flatten()
 
     assert attempt(by_the_lab, check_flatten).kind == "right"
 
@@ -111,7 +111,7 @@ def test_a_wrong_step_is_told_what_is_wrong(function, told):
 
 
 def price(x, nu, level):
-    settings = inverse_scale.PathSettings(nu=nu)
+    settings = path_steps.PathSettings(nu=nu)
     path = inverse_scale.inverse_scale_path(x, levels=[level], settings=settings)
     error = 255 * (x - path.images[0]).square().mean().sqrt()
     return path.steps.double().median(), error

@@ -14,9 +14,11 @@ FLOORS = (
     "networks",
     "views",
     "evaluation",
+    "suites",
     "training",
     "photographs",
     "milliseconds",
+    "papers",
     "",
 )
 FLOORS += ("chapters", "exercises")  # "" is the folder itself

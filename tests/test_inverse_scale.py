@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab.images import inverse_scale
-from ersm_lab.images.inverse_scale import PathSettings, inverse_scale_path, project, sparsify
+from ersm_lab.images import flat_regions, inverse_scale, path_steps, smoothed
+from ersm_lab.images.flat_regions import project
+from ersm_lab.images.inverse_scale import inverse_scale_path, sparsify
+from ersm_lab.images.path_steps import PathSettings
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="the fused loop needs numba"
@@ -138,7 +140,7 @@ def joined_pairs(kind):
     return [edge for edge, k in zip(edges, keep, strict=True) if k], 81
 
 
-@pytest.mark.parametrize("label", [inverse_scale._labels_scipy, inverse_scale._labels_torch])
+@pytest.mark.parametrize("label", [flat_regions._labels_scipy, flat_regions._labels_torch])
 @pytest.mark.parametrize("kind", ["none", "some", "all", "snake"])
 def test_both_labellings_find_the_components(label, kind):
     joined, pixels = joined_pairs(kind)
@@ -152,7 +154,7 @@ def test_both_labellings_give_the_same_projection(monkeypatch):
     u = torch.rand(3, 2, 8, 9, dtype=torch.float64)
     edges = random_edges(3, 2, 8, 9, 0.5)
     by_scipy = project(u, *edges)
-    monkeypatch.setattr(inverse_scale, "_labels_scipy", inverse_scale._labels_torch)
+    monkeypatch.setattr(flat_regions, "_labels_scipy", flat_regions._labels_torch)
     torch.testing.assert_close(project(u, *edges), by_scipy, rtol=0, atol=1e-14)
 
 
@@ -204,11 +206,11 @@ def test_path_starts_flat():
 def test_path_ends_at_the_image():
     x = jumble(2, 2, 6, 5)
     settings = PathSettings(kappa=1.0, max_steps=4_000)
-    state = inverse_scale._begin(x)
+    state = path_steps.begin(x)
     never = torch.full((2,), 1_000)  # more edges than there are
-    inverse_scale._advance_torch(state, never, settings, inverse_scale._step_size(settings, 6, 5))
+    path_steps.advance_torch(state, never, settings, inverse_scale.step_size(settings, 6, 5))
     assert state.opened.tolist() == [49, 49]
-    image = project(state.u, *inverse_scale._open(state)) + state.mean
+    image = project(state.u, *path_steps.opened_edges(state)) + state.mean
     torch.testing.assert_close(image, x, rtol=0, atol=1e-8)
 
 
@@ -243,7 +245,7 @@ def test_each_image_stops_by_itself():
 def test_sparsified_images_are_as_sparse_as_asked():
     x = pictures(4, 1, 9, 9)
     for level in (0.9, 0.6):
-        right, down = inverse_scale._differences(sparsify(x, level))
+        right, down = path_steps.differences(sparsify(x, level))
         closed = (right.abs() < 1e-12).sum((1, 2, 3)) + (down.abs() < 1e-12).sum((1, 2, 3))
         assert (closed >= level * 2 * 8 * 9).all()
 
@@ -263,7 +265,7 @@ def test_a_shared_graph_breaks_all_channels_at_the_same_edges():
     assert torch.equal(shared.images[0], x)  # 12 of 60 edges differ in either channel
     assert own.sparsity.flatten().tolist() == [0.9, 0.9]
     near = inverse_scale_path(x, levels=[0.9]).images[0]
-    right, down = inverse_scale._differences(near)
+    right, down = path_steps.differences(near)
     assert (right[0, 0].abs() > 1e-6).any() and not (right[0, 1].abs() > 1e-6).any()
     assert not (down[0, 0].abs() > 1e-6).any()
 
@@ -302,8 +304,8 @@ def test_steps_outside_the_bound_are_refused_and_would_diverge():
     def far(alpha):
         """How far u is from x after many steps, without any check."""
         settings = PathSettings(nu=nu, kappa=kappa, max_steps=2_000)
-        state = inverse_scale._begin(x)
-        inverse_scale._advance_torch(state, torch.tensor([1_000]), settings, alpha)
+        state = path_steps.begin(x)
+        path_steps.advance_torch(state, torch.tensor([1_000]), settings, alpha)
         return (state.u - state.x).abs().max().item()
 
     assert far(0.99 * bound) < 1e-6
@@ -410,9 +412,9 @@ def test_fused_and_plain_agree_after_the_same_steps():
     x = torch.rand(4, 3, 8, 9, generator=torch.Generator().manual_seed(4))
     settings = PathSettings(max_steps=400)
     states = []
-    for advance in (inverse_scale._advance_numba, inverse_scale._advance_torch):
-        state = inverse_scale._begin(x)
-        alpha = inverse_scale._step_size(settings, 8, 9)
+    for advance in (path_steps.advance_numba, path_steps.advance_torch):
+        state = path_steps.begin(x)
+        alpha = inverse_scale.step_size(settings, 8, 9)
         advance(state, torch.full((4,), 1_000), settings, alpha)
         states.append(state)
     fused, plain = states
@@ -424,7 +426,7 @@ def test_fused_and_plain_agree_after_the_same_steps():
 def test_without_numba_the_plain_loop_is_used(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     x = torch.rand(1, 1, 4, 4)
-    assert inverse_scale._choose("auto", x) is inverse_scale._advance_torch
+    assert inverse_scale.advance_by("auto", x) is path_steps.advance_torch
     with pytest.raises(ValueError, match="numba is not installed"):
         sparsify(x, 0.5, backend="numba")
 
@@ -432,9 +434,9 @@ def test_without_numba_the_plain_loop_is_used(monkeypatch):
 @needs_numba
 def test_the_backend_that_fits_is_chosen():
     x = torch.rand(1, 1, 4, 4)
-    assert inverse_scale._choose("auto", x) is inverse_scale._advance_numba
-    assert inverse_scale._choose("torch", x) is inverse_scale._advance_torch
-    assert inverse_scale._choose("auto", x.double()) is inverse_scale._advance_torch
+    assert inverse_scale.advance_by("auto", x) is path_steps.advance_numba
+    assert inverse_scale.advance_by("torch", x) is path_steps.advance_torch
+    assert inverse_scale.advance_by("auto", x.double()) is path_steps.advance_torch
     with pytest.raises(ValueError, match=r"in float32, x is torch\.float64"):
         sparsify(x.double(), 0.5, backend="numba")
     with pytest.raises(ValueError, match='"auto", "numba" or "torch"'):
@@ -470,17 +472,15 @@ def refuse(*args, **settings):
 
 def test_data_set_is_computed_once(tmp_path, monkeypatch, capsys):
     images = photographs()
-    found = inverse_scale.sparsify_dataset(images, 0.6, cache=tmp_path / "new", chunk=3)
+    found = smoothed.sparsify_dataset(images, 0.6, cache=tmp_path / "new", chunk=3)
     x = images.permute(0, 3, 1, 2).float() / 255
     y = sparsify(x, 0.6).permute(0, 2, 3, 1)
     assert found.dtype == torch.uint8 and found.shape == images.shape
     assert (found.float() - 255 * y.clamp(0, 1)).abs().max() <= 0.51
     assert len(list((tmp_path / "new").iterdir())) == 3
     assert "sparsity 0.6" in capsys.readouterr().err
-    monkeypatch.setattr(inverse_scale, "sparsify", refuse)
-    again = inverse_scale.sparsify_dataset(
-        images, 0.6, cache=tmp_path / "new", chunk=3, progress=False
-    )
+    monkeypatch.setattr(smoothed, "sparsify", refuse)
+    again = smoothed.sparsify_dataset(images, 0.6, cache=tmp_path / "new", chunk=3, progress=False)
     assert torch.equal(again, found)
     assert capsys.readouterr().err == ""
 
@@ -489,8 +489,8 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path):
     images = photographs(3)
     (tmp_path / "file").touch()  # not even root can make a folder in it
     cache = tmp_path / "file" / "cache"
-    found = inverse_scale.sparsify_dataset(images, 0.6, cache=cache, progress=False)
-    kept = inverse_scale.sparsify_dataset(images, 0.6, cache=tmp_path / "new", progress=False)
+    found = smoothed.sparsify_dataset(images, 0.6, cache=cache, progress=False)
+    kept = smoothed.sparsify_dataset(images, 0.6, cache=tmp_path / "new", progress=False)
     assert torch.equal(found, kept)
 
 
@@ -503,19 +503,19 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return sparsify(x, level, **settings)
 
-    monkeypatch.setattr(inverse_scale, "sparsify", interrupted)
+    monkeypatch.setattr(smoothed, "sparsify", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        inverse_scale.sparsify_dataset(images, 0.7, cache=tmp_path, chunk=3, progress=False)
-    found = inverse_scale.sparsify_dataset(images, 0.7, cache=tmp_path, chunk=3, progress=False)
+        smoothed.sparsify_dataset(images, 0.7, cache=tmp_path, chunk=3, progress=False)
+    found = smoothed.sparsify_dataset(images, 0.7, cache=tmp_path, chunk=3, progress=False)
     assert calls == [3, 3, 1, 1]
-    whole = inverse_scale.sparsify_dataset(images, 0.7, cache=tmp_path / "b", progress=False)
+    whole = smoothed.sparsify_dataset(images, 0.7, cache=tmp_path / "b", progress=False)
     assert torch.equal(found, whole)
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "all"])
 def test_a_damaged_file_is_computed_again(tmp_path, damage):
     images = photographs(3)
-    found = inverse_scale.sparsify_dataset(images, 0.6, cache=tmp_path, progress=False)
+    found = smoothed.sparsify_dataset(images, 0.6, cache=tmp_path, progress=False)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     place = whole.index(found.numpy().tobytes()[:64])
@@ -526,11 +526,11 @@ def test_a_damaged_file_is_computed_again(tmp_path, damage):
     }[damage]
     path.write_bytes(broken)
     with pytest.warns(UserWarning, match="computed again"):
-        again = inverse_scale.sparsify_dataset(images, 0.6, cache=tmp_path, progress=False)
+        again = smoothed.sparsify_dataset(images, 0.6, cache=tmp_path, progress=False)
     assert torch.equal(again, found)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inverse_scale.sparsify_dataset(images, 0.6, cache=tmp_path, progress=False)
+        smoothed.sparsify_dataset(images, 0.6, cache=tmp_path, progress=False)
 
 
 def test_files_are_told_apart(tmp_path):
@@ -542,7 +542,7 @@ def test_files_are_told_apart(tmp_path):
         (images.flip(0), 0.6, PathSettings()),
     ]
     for x, level, settings in runs:
-        inverse_scale.sparsify_dataset(x, level, cache=tmp_path, settings=settings, progress=False)
+        smoothed.sparsify_dataset(x, level, cache=tmp_path, settings=settings, progress=False)
     assert len(list(tmp_path.iterdir())) == len(runs)
     fields = {f.name for f in dataclasses.fields(PathSettings)}
     assert fields == {"nu", "kappa", "alpha", "max_steps", "channels"}  # all in the file's name
@@ -550,42 +550,4 @@ def test_files_are_told_apart(tmp_path):
 
 def test_images_that_are_not_bytes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must be uint8 \(N, H, W, C\)"):
-        inverse_scale.sparsify_dataset(torch.rand(2, 8, 8, 3), 0.6, cache=tmp_path)
-
-
-# --- smoothing by frequency ------------------------------------------------------------------------
-
-
-def test_low_pass_keeps_the_energy_it_is_told_to():
-    x = pictures(4, 3, 8, 6)
-    energy = torch.tensor([0.0, 0.3, 0.9, 1.0], dtype=torch.float64)
-    y = inverse_scale.low_pass(x, energy)
-    torch.testing.assert_close(inverse_scale.retained_energy(x, y), energy)
-    torch.testing.assert_close(y[0], x[0].mean((1, 2), keepdim=True).expand_as(x[0]))
-    torch.testing.assert_close(y[3], x[3])
-    torch.testing.assert_close(inverse_scale.low_pass(x, 0.3)[1], y[1])
-
-
-def test_low_pass_keeps_slow_waves_and_drops_fast_ones():
-    pixel = torch.arange(16, dtype=torch.float64) + 0.5
-    slow, fast = (torch.cos(torch.pi * k * pixel / 16).expand(1, 1, 8, 16) for k in (2, 9))
-    x = 0.4 + slow + fast  # of equal energy
-    torch.testing.assert_close(inverse_scale.low_pass(x, 0.5), 0.4 + slow)
-    three_quarters = inverse_scale.low_pass(x, 0.75)
-    torch.testing.assert_close(three_quarters, 0.4 + slow + 0.5**0.5 * fast)
-
-
-def test_low_pass_of_the_energy_of_a_sparsified_image():
-    x = pictures(3, 3, 8, 8)
-    energy = inverse_scale.retained_energy(x, sparsify(x, 0.6))
-    assert ((energy > 0) & (energy < 1)).all()
-    smooth = inverse_scale.low_pass(x, energy)
-    torch.testing.assert_close(inverse_scale.retained_energy(x, smooth), energy)
-
-
-def test_low_pass_leaves_constant_images_and_refuses_more_than_all():
-    x = torch.full((2, 3, 5, 5), 0.4)
-    torch.testing.assert_close(inverse_scale.low_pass(x, 0.5), x)
-    assert inverse_scale.retained_energy(x, x).tolist() == [1, 1]
-    with pytest.raises(ValueError, match=r"a share, 0 to 1; got 1\.1"):
-        inverse_scale.low_pass(x, 1.1)
+        smoothed.sparsify_dataset(torch.rand(2, 8, 8, 3), 0.6, cache=tmp_path)

@@ -12,10 +12,9 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from ersm_lab.chapters import inverse_scale_figures as pictures
-from ersm_lab.evaluation import smoothing_suite
 from ersm_lab.images import data, inverse_scale
-from ersm_lab.images.inverse_scale import PathSettings
-from ersm_lab.results import records
+from ersm_lab.images.path_steps import PathSettings
+from ersm_lab.results import answer_bits, records, statistics
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +118,8 @@ def record(method, seed, share):
         "name": f"laptop/cifar10/{method}/seed{seed}",
         "seed": seed,
         "metrics": {"images": 80, "accuracy": accuracy},
-        "answers": smoothing_suite.pack(answers),
+        "answers": answer_bits.pack(torch.cat([*answers.values()])),
+        "config": {"conditions": list(names)},
     }
 
 
@@ -176,10 +176,10 @@ def test_verdicts_are_the_ledgers(recorded):
         (("absent", row), ("base", row)),
     ]
     table = pictures.rival_verdicts(rivals)
-    assert [r[2] for r in table.rows] == ["reproduced", "not reproduced", pictures.NOT_RUN]
+    assert [r[2] for r in table.rows] == ["reproduced", "not reproduced", pictures.NOT_MADE]
     assert table.rows[1][:2] == [f"base: {other}", f"good: {row}"]
     same = pictures.rival_verdicts([(("good", row), ("good", "contrast"))]).rows[0]
-    both = smoothing_suite.difference(
+    both = statistics.gap(
         *[recorded["good.smoothing"]] * 2,
         ["contrast-1", "contrast-3", "pixelate-1"],
         base_names=["contrast-1", "contrast-3"],

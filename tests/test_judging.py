@@ -12,11 +12,12 @@ from ersm_attach import attach_energy_mask
 from ersm_core import EnergyMask
 from ersm_lab import judging
 from ersm_lab.evaluation import deletion, deletion_insertion, inference, rankings
-from ersm_lab.images import data, perturbations, shapes
+from ersm_lab.images import corruptions, data, occlusion, resolution, shapes
 from ersm_lab.images.data import ImageSet
 from ersm_lab.networks import backbones
 from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.results import records, standing
+from ersm_lab.results import answer_bits, records, standing
+from ersm_lab.suites import attacked, card, deleted, objects, perturbed
 from ersm_lab.training import runs
 from ersm_lab.training.config import Config, Experiment, MaskPlace
 from ersm_lab.training.loop import TrainSettings, make_fabric
@@ -36,7 +37,7 @@ TINY = Experiment(
     ),
 )
 STEP = 20  # grey levels between two classes of `OnePixel`
-FEW = judging.Resolution(images=30, sizes=(16, 32))
+FEW = perturbed.Resolution(images=30, sizes=(16, 32))
 
 
 class OnePixel(nn.Module):
@@ -81,7 +82,7 @@ def small_net(*, masked, layer="group1"):
 
 
 def asked(model, images, suite, settings):
-    return judging.evaluate(model, images, suites=[suite], settings={suite: settings})[suite]
+    return card.evaluate(model, images, suites=[suite], settings={suite: settings})[suite]
 
 
 def accuracy(finding, name):
@@ -92,13 +93,13 @@ def accuracy(finding, name):
 
 
 def test_a_network_that_looks_at_one_pixel_is_blind_where_it_is_covered():
-    images, settings = noise(), judging.Occlusion(images=40, sizes=(4, 12))
+    images, settings = noise(), perturbed.Occlusion(images=40, sizes=(4, 12))
     finding = asked(OnePixel(), images, "occlusion", settings)
     assert finding.conditions[0] == "clean" and len(finding.conditions) == 1 + 3 * 4 * 2
     assert accuracy(finding, "clean") == 1.0
     assert accuracy(finding, "centre.black.4") == 0.1  # black is the class 0
     for size in (4, 12):
-        places = perturbations.sliding_places(32, 32, size)
+        places = occlusion.sliding_places(32, 32, size)
         seen = 0
         for n, label in enumerate(images.labels.tolist()):
             top, left = places[n % len(places)]
@@ -108,7 +109,7 @@ def test_a_network_that_looks_at_one_pixel_is_blind_where_it_is_covered():
 
 
 def test_the_means_are_over_the_conditions_they_name():
-    settings = judging.Occlusion(images=30, sizes=(4, 20))
+    settings = perturbed.Occlusion(images=30, sizes=(4, 20))
     finding = asked(OnePixel(14, 17), noise(place=(14, 17)), "occlusion", settings)
     found = records.flatten(finding.metrics["accuracy"])
     for group, mean in finding.metrics["mean"].items():
@@ -123,7 +124,7 @@ def test_the_means_are_over_the_conditions_they_name():
 
 def test_corruptions_are_those_of_perturbations_and_grouped_as_they_are():
     images = noise(12)
-    settings = judging.Corruption(
+    settings = perturbed.Corruption(
         images=10, kinds=("impulse_noise", "contrast", "saturate"), severities=(1, 5)
     )
     finding = asked(OnePixel(), images, "corruption", settings)
@@ -131,7 +132,7 @@ def test_corruptions_are_those_of_perturbations_and_grouped_as_they_are():
     found = records.flatten(finding.metrics["accuracy"])
     for kind in settings.kinds:
         for severity in (1, 5):
-            seen = perturbations.corrupt(some.images, kind, severity, seed=0)[:, 16, 16, 0]
+            seen = corruptions.corrupt(some.images, kind, severity, seed=0)[:, 16, 16, 0]
             right = (seen.float() / STEP - some.labels).abs() <= 0.5
             assert found[f"{kind}.{severity}"] == right.double().mean().item()
     mean = finding.metrics["mean"]
@@ -171,7 +172,7 @@ def test_an_attack_reaches_as_far_as_its_level():
     red = (127.5 + torch.tensor([0.5, 1.5, 3.5, 4.5, 7.5, 8.5]).repeat(4)).byte()
     images.images[:, 16, 16, 0] = red
     images = replace(images, labels=torch.ones(24, dtype=torch.long))
-    settings = judging.Attacks(images=24, attacks=("fgsm", "pgd"), pgd_steps=9, batch_size=7)
+    settings = attacked.Attacks(images=24, attacks=("fgsm", "pgd"), pgd_steps=9, batch_size=7)
     finding = asked(Threshold(), images, "attacks", settings)
     margin = red.double() - 127.5  # levels
     for level in (2, 4, 8):
@@ -197,7 +198,7 @@ def test_least_first_is_the_test_of_the_deletion_module():
         "magnitude": rankings.magnitudes(model, images, "group1")["magnitude"],
         "centre": deletion.centre_prior(16, 16).expand(30, 16, 16),
     }
-    right = judging._least_first(model, images, "group1", importance, (0.0, 0.5, 0.9))
+    right = deleted.least_first(model, images, "group1", importance, (0.0, 0.5, 0.9))
     predict = deletion.network_predictor(model, images)
     for name, maps in importance.items():
         curve = deletion.deletion_curve(predict, maps, images.labels, fractions=(0.0, 0.5, 0.9))
@@ -208,9 +209,9 @@ def test_least_first_is_the_test_of_the_deletion_module():
 def test_tokens_of_a_network_without_a_mask_are_deleted_at_the_layer():
     images = data.load("shapes", "test", limit=6)
     model = small_net(masked=False)
-    assert judging.token_layer(model) == "group1"
+    assert rankings.token_layer(model) == "group1"
     maps = torch.rand(6, 16, 16)
-    (right,) = judging._least_first(model, images, "group1", {"lots": maps}, (0.5,)).values()
+    (right,) = deleted.least_first(model, images, "group1", {"lots": maps}, (0.5,)).values()
     x = images.normalise(images.images)
     with torch.no_grad():
         tokens = model.group1(model.stem(x)) * deletion.keep_masks(maps, 0.5)[:, None]
@@ -221,7 +222,7 @@ def test_tokens_of_a_network_without_a_mask_are_deleted_at_the_layer():
 def test_a_deletion_card_holds_every_ranking_convention_and_unit():
     images = data.load("shapes", "test", limit=6)
     model = small_net(masked=True)
-    settings = judging.Deletion(images=6, curve_images=3, unit_images=1, fractions=(0.0, 0.5))
+    settings = deleted.Deletion(images=6, curve_images=3, unit_images=1, fractions=(0.0, 0.5))
     finding = asked(model, images, "deletion", settings)
     metrics = finding.metrics
     assert list(metrics["mean"]) == list(rankings.RANKINGS)
@@ -277,7 +278,7 @@ def test_rankings_that_find_the_one_pixel_delete_it_first():
     images = torch.full((3, 32, 32, 3), 128, dtype=torch.uint8)
     images[:, 5, 9] = 255
     images = image_set(images, torch.zeros(3, dtype=torch.long))
-    settings = judging.Deletion(images=3, curve_images=3, unit_images=1, fractions=(0.0, 0.9))
+    settings = deleted.Deletion(images=3, curve_images=3, unit_images=1, fractions=(0.0, 0.9))
     finding = asked(OneToken(), images, "deletion", settings)
     x = images.normalise(images.images[:1])[0, 0, 5, 9].item()
     start = (2 * torch.tensor(x)).exp().item()
@@ -325,7 +326,7 @@ class KeepsBright(nn.Module):
 
 def test_a_mask_that_is_the_object_is_right_in_every_score():
     images = bright_squares()
-    finding = asked(KeepsBright().eval(), images, "objects", judging.Objects(images=6))
+    finding = asked(KeepsBright().eval(), images, "objects", objects.Objects(images=6))
     scores = finding.metrics["scores"]
     for name in ("iou", "iou_top_k", "pointing", "inside", "auc", "kept_on_object"):
         assert scores["mask"][name] == {"mean": 1.0, "standard_error": 0.0, "undefined": 0}
@@ -348,7 +349,7 @@ def test_a_mask_that_is_the_object_is_right_in_every_score():
 
 def test_a_network_without_a_mask_has_its_gradients_and_magnitudes_judged():
     images = data.load("shapes", "test", limit=8)
-    finding = asked(small_net(masked=False), images, "objects", judging.Objects(images=8))
+    finding = asked(small_net(masked=False), images, "objects", objects.Objects(images=8))
     expected = {"magnitude", "grad_cam", "random", "centre", "edges"}
     assert finding.metrics["scores"].keys() == expected
     assert "mask_minus" not in finding.metrics
@@ -383,7 +384,7 @@ def test_a_network_is_caught_that_looks_at_the_background(
     read = model.forward
     monkeypatch.setattr(model, "forward", lambda x: read(x) + 0 * model.group1(x).sum())
     # of 100 images 10 tell the truth by lot: 90 are used
-    settings = judging.Spurious(images=100)
+    settings = objects.Spurious(images=100)
     finding = asked(model, bright_squares(), "spurious", settings)
     assert finding.metrics["images"] == 90 and finding.right.shape == (3, 90)
     assert finding.metrics["accuracy"] == pytest.approx(
@@ -394,7 +395,7 @@ def test_a_network_is_caught_that_looks_at_the_background(
 
 def test_the_share_of_the_kept_mask_on_the_background_is_that_of_object_masks():
     images = data.load("shapes-spurious", "test", limit=10)
-    finding = asked(small_net(masked=True), images, "spurious", judging.Spurious(images=20))
+    finding = asked(small_net(masked=True), images, "spurious", objects.Spurious(images=20))
     maps = finding.metrics["maps"]
     assert maps.keys() == {"truth", "lies", "unmarked"}
     assert maps["lies"].keys() == {"mask", "magnitude", "grad_cam"}
@@ -412,20 +413,20 @@ def test_the_share_of_the_kept_mask_on_the_background_is_that_of_object_masks():
 def test_bad_input_is_refused():
     images = noise(4)
     with pytest.raises(ValueError, match="no suite 'oclusion': choose of occlusion, corruption"):
-        judging.evaluate(OnePixel(), images, suites=["oclusion"])
+        card.evaluate(OnePixel(), images, suites=["oclusion"])
     with pytest.raises(ValueError, match="no scale 'tiny': choose one of smoke, laptop, full"):
-        judging.evaluate(OnePixel(), images, suites=["occlusion"], scale="tiny")
+        card.evaluate(OnePixel(), images, suites=["occlusion"], scale="tiny")
     with pytest.raises(ValueError, match="where the objects are in 'made' is not known"):
-        judging.evaluate(OnePixel(), images, suites=["objects"])
+        card.evaluate(OnePixel(), images, suites=["objects"])
     with pytest.raises(ValueError, match="OnePixel has no mask and none of the layers group1"):
-        judging.token_layer(OnePixel())
-    assert judging.suites_of("cifar10") == tuple(judging.SUITES)[:5]
-    assert judging.suites_of("shapes-spurious") == tuple(judging.SUITES)[:7]
+        rankings.token_layer(OnePixel())
+    assert card.suites_of("cifar10") == tuple(card.SUITES)[:5]
+    assert card.suites_of("shapes-spurious") == tuple(card.SUITES)[:7]
 
 
 def test_every_suite_has_settings_at_every_scale():
     for scale in records.SCALES:
-        assert judging.PRESETS[scale].keys() == judging.SUITES.keys()
+        assert card.PRESETS[scale].keys() == card.SUITES.keys()
 
 
 # --- judgements ------------------------------------------------------------------------------------
@@ -475,16 +476,16 @@ def test_a_judgement_is_a_valid_record_of_its_own(home, judged):
 
 
 def test_the_answers_of_every_condition_can_be_read_back(home, judged):
-    right = judging.answers_by_condition(judged)
+    right = answer_bits.by_condition(judged)
     images = data.load("shapes", "test", limit=30)
     network = runs.restore(TINY, records.read(TINY.name, root=home), root=home)
     assert torch.equal(right["clean"], inference.answers(network, images))
-    small = replace(images, images=perturbations.low_resolution(images.images, 16))
+    small = replace(images, images=resolution.low_resolution(images.images, 16))
     assert torch.equal(right["16"], inference.answers(network, small))
     for name, answers in right.items():
         assert judged["metrics"]["accuracy"][name] == answers.double().mean().item()
     with pytest.raises(ValueError, match="no answers by condition"):
-        judging.answers_by_condition(records.read(TINY.name, root=home))
+        answer_bits.by_condition(records.read(TINY.name, root=home))
 
 
 def test_a_judgement_no_longer_counts_when_what_it_rests_on_has_changed(home, judged, monkeypatch):

@@ -9,10 +9,11 @@ import torch
 from test_lambda_suite import network
 from torch.optim.swa_utils import update_bn
 
-from ersm_lab.evaluation import inference, lambda_choice, lambda_suite
-from ersm_lab.evaluation.lambda_choice import LambdaChoice, LambdaLine, Retuned
+from ersm_lab.evaluation import inference
 from ersm_lab.evaluation.sparse_lambda import set_lambda
-from ersm_lab.images import data, perturbations
+from ersm_lab.images import corruptions, data
+from ersm_lab.suites import lambda_choice, lambda_suite
+from ersm_lab.suites.lambda_choice import LambdaChoice, LambdaLine, Retuned
 
 SUITE = LambdaChoice(
     images=12,
@@ -47,7 +48,7 @@ def under(images, condition):
     shown = images[:12]
     if condition is None:
         return shown
-    return replace(shown, images=perturbations.corrupt(shown.images, *condition, seed=0))
+    return replace(shown, images=corruptions.corrupt(shown.images, *condition, seed=0))
 
 
 def test_statistics_are_those_of_torch_and_the_network_is_left_as_it_was(images):

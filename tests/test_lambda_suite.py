@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ersm_lab.evaluation import inference, lambda_suite
-from ersm_lab.evaluation.lambda_suite import LambdaSuite
+from ersm_lab.evaluation import inference
 from ersm_lab.evaluation.sparse_lambda import LabelFreeLambda, using_lambda
-from ersm_lab.images import data, perturbations
+from ersm_lab.images import corruptions, data
 from ersm_lab.networks import backbones
-from ersm_lab.networks.sparse_coding import attach_sparse_coding
-from ersm_lab.results import records
+from ersm_lab.networks.sdnet import attach_sparse_coding
+from ersm_lab.results import answer_bits, records
+from ersm_lab.suites import lambda_suite
+from ersm_lab.suites.lambda_suite import LambdaSuite
 
 SUITE = LambdaSuite(
     images=12,
@@ -45,15 +46,15 @@ def measured(images):
 def test_conditions_are_clean_noise_and_every_other_kind():
     assert list(lambda_suite.conditions(SUITE)) == NAMES
     whole = lambda_suite.conditions(lambda_suite.SUITES["laptop"])
-    assert len(whole) == 1 + 5 + 2 * (len(perturbations.KINDS) - 1)
+    assert len(whole) == 1 + 5 + 2 * (len(corruptions.KINDS) - 1)
     assert whole["snow-3"] == ("snow", 3) and whole["clean"] is None
 
 
 def test_averages_give_every_kind_the_same_weight():
     found = lambda_suite.averages(lambda_suite.SUITES["laptop"])
     assert found["noise"] == [f"gaussian_noise-{s}" for s in range(1, 6)]
-    assert len(found["all"]) == 2 * len(perturbations.KINDS) == len(set(found["all"]))
-    groups = [name for g in perturbations.GROUPS for name in found["noises" if g == "noise" else g]]
+    assert len(found["all"]) == 2 * len(corruptions.KINDS) == len(set(found["all"]))
+    groups = [name for g in corruptions.GROUPS for name in found["noises" if g == "noise" else g]]
     assert sorted(groups) == sorted(found["all"])
     assert not any(name.startswith("gaussian_noise-1") for name in found["all"])
 
@@ -68,7 +69,7 @@ def test_the_rows_are_what_slow_loops_give(measured, images):
     for name, condition in lambda_suite.conditions(SUITE).items():
         pictures = test.images[:12]
         if condition:
-            pictures = perturbations.corrupt(pictures, *condition, seed=0)
+            pictures = corruptions.corrupt(pictures, *condition, seed=0)
         part = replace(test[:12], images=pictures)
         assert torch.equal(answers[f"fixed/{name}"], inference.answers(model, part))
         each = []
@@ -127,7 +128,7 @@ def test_only_the_first_of_several_codes_changes(images):
     attach_sparse_coding(model, "group2.0")
     metrics, _ = lambda_suite.measure(model, *images, settings=SUITE)
     with using_lambda(model, metrics["lambda"]["oracle"]["contrast-5"], layer="group1.0"):
-        corrupted = perturbations.corrupt(images[0].images[:12], "contrast", 5, seed=0)
+        corrupted = corruptions.corrupt(images[0].images[:12], "contrast", 5, seed=0)
         part = replace(images[0][:12], images=corrupted)
         assert inference.accuracy(model, part) == metrics["accuracy"]["oracle"]["contrast-5"]
 
@@ -142,7 +143,8 @@ def record(found, method, seed=0):
         "method": f"{method}.lambda",
         "seed": seed,
         "metrics": records.plain(metrics),
-        "answers": lambda_suite.pack(answers),
+        "answers": answer_bits.pack(torch.cat([*answers.values()])),
+        "config": {"conditions": list(answers)},
     }
 
 
@@ -157,11 +159,11 @@ def recorded(measured, images, monkeypatch):
 
 
 def test_answers_come_back_as_they_were(measured):
-    back = lambda_suite.unpack(record(measured, "sdnet"))
+    back = answer_bits.by_condition(record(measured, "sdnet"))
     assert list(back) == list(measured[1])
     assert all(torch.equal(back[name], measured[1][name]) for name in back)
     with pytest.raises(ValueError, match="holds no answers"):
-        lambda_suite.unpack(record(measured, "sdnet") | {"answers": None})
+        answer_bits.by_condition(record(measured, "sdnet") | {"answers": None})
 
 
 def test_a_gap_is_the_difference_of_the_means(measured, recorded):

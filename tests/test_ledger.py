@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from ersm_lab import ledger, plan
-from ersm_lab.ledger import CLAIMS, Claim, Finding, better
-from ersm_lab.results import answer_bits, claims
+from ersm_lab.ledger import CLAIMS
+from ersm_lab.papers.claim import Claim, Finding
+from ersm_lab.results import answer_bits, claims, statistics
+from ersm_lab.results.claims import better
 from ersm_lab.results.statistics import Difference
+from ersm_lab.suites import lambda_suite
+from ersm_lab.views.tables import NOT_RUN
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +47,7 @@ def test_two_seeds_leave_it_open():
 def test_a_claim_without_records_is_not_yet_run(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     for claim in CLAIMS:
-        assert [f.outcome for f in claim.findings()] == [ledger.NOT_RUN]
+        assert [f.outcome for f in claim.findings()] == [NOT_RUN]
 
 
 def test_accuracy_and_sparsity_are_judged_by_their_criteria(monkeypatch):
@@ -53,7 +57,7 @@ def test_accuracy_and_sparsity_are_judged_by_their_criteria(monkeypatch):
     }
     for name, verdict in verdicts.items():
         monkeypatch.setattr(claims, name, lambda *rows, verdict=verdict: verdict)
-    monkeypatch.setattr(ledger.statistics, "of", lambda method, **where: [{"method": method}])
+    monkeypatch.setattr(statistics, "of", lambda method, **where: [{"method": method}])
     accuracy, sparsity = (
         next(c for c in CLAIMS if c.key == f"ERSM ({part})").findings() for part in "ab"
     )
@@ -103,7 +107,7 @@ def judged(right, seed, names):
 
 
 def home(monkeypatch, found):
-    monkeypatch.setattr(ledger.statistics, "of", lambda method, **where: found.get(method, []))
+    monkeypatch.setattr(statistics, "of", lambda method, **where: found.get(method, []))
 
 
 def occlusion(share, seed, count=400):
@@ -119,7 +123,7 @@ def test_a_claim_is_judged_by_the_conditions_of_its_criterion(monkeypatch):
     home(monkeypatch, found)
     claim = next(c for c in CLAIMS if c.key == "ERSM (c)")
     outcomes = [f.outcome for f in claim.findings()]  # that of "gentle" lacks its records
-    assert outcomes == ["reproduced", ledger.NOT_RUN, "not reproduced"]
+    assert outcomes == ["reproduced", NOT_RUN, "not reproduced"]
     assert "+10.00 points" in claim.findings()[0].figure  # the centre's would be -10
     assert claim.findings()[0].methods == ("ablation-ersm.occlusion", "ablation-dense.occlusion")
     found["ablation-ersm.occlusion"] = found["ablation-ersm.occlusion"][:2]
@@ -176,7 +180,7 @@ def test_objects_are_compared_image_by_image_and_undefined_ones_left_out(monkeyp
 
 def test_redundant_computation_needs_accuracy_and_sparsity(monkeypatch):
     rows = [{"metrics": {"mask": {"kept_fraction": 0.5}}}]
-    monkeypatch.setattr(ledger.statistics, "of", lambda method, **where: rows)
+    monkeypatch.setattr(statistics, "of", lambda method, **where: rows)
     says = {"a": "holds", "b": "holds"}
     for name, key in (("accuracy_is_preserved", "a"), ("sparsity_adapts", "b")):
         monkeypatch.setattr(
@@ -200,16 +204,12 @@ def test_what_a_claim_asks_for_is_planned_and_every_condition_is_made(monkeypatc
         wanted.add(f"{scale}/{dataset}/{method}")
         return []
 
-    def choices(method, **place):
-        return of(f"{method}.lambda-choice", **place)
-
-    monkeypatch.setattr(ledger.statistics, "of", of)
-    monkeypatch.setattr(ledger.lambda_choice, "of", choices)
+    monkeypatch.setattr(statistics, "of", of)
     for claim in CLAIMS:
-        assert [f.outcome for f in claim.findings()] == [ledger.NOT_RUN]
+        assert [f.outcome for f in claim.findings()] == [NOT_RUN]
     planned = {job.name.rpartition("/")[0] for job in plan.wanted("laptop", dataset="cifar10")}
     assert len(wanted) > 20 and wanted <= planned
-    sparse = ledger.lambda_suite
+    sparse = lambda_suite
     names = set(sparse.conditions(sparse.SUITES["laptop"]))
     for group in sparse.averages(sparse.SUITES["laptop"]).values():
         assert set(group) <= names
@@ -222,10 +222,10 @@ def test_a_chapter_shows_the_findings_of_its_claims(monkeypatch):
     home(monkeypatch, found)
     table = ledger.table("ERSM (c)", "ERSM (f)")
     assert [row[:2] for row in table.rows] == [
-        ["ERSM (c)", ledger.NOT_RUN],
-        ["ERSM (c)", ledger.NOT_RUN],
+        ["ERSM (c)", NOT_RUN],
+        ["ERSM (c)", NOT_RUN],
         ["ERSM (c)", "not reproduced"],
-        ["ERSM (f)", ledger.NOT_RUN],
+        ["ERSM (f)", NOT_RUN],
     ]
     with pytest.raises(ValueError, match=r"no claim 'ERSM \(z\)': choose of ERSM \(a\)"):
         ledger.table("ERSM (z)")

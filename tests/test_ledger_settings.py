@@ -2,10 +2,14 @@
 
 import pytest
 
-from ersm_lab import ledger, ledger_settings
-from ersm_lab.ledger import CLAIMS, NOT_RUN, Claim, Finding
+from ersm_lab import ledger_settings
+from ersm_lab.ledger import CLAIMS
 from ersm_lab.ledger_settings import SETTINGS, WORDS, one
+from ersm_lab.papers.claim import Claim, Finding
+from ersm_lab.papers.questions import some
 from ersm_lab.results import statistics
+from ersm_lab.results.claims import better
+from ersm_lab.views.tables import NOT_RUN
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_a_cell_says_verdict_meaning_and_chapter():
 def test_seeds_alone_have_the_t_interval():
     found = statistics.over_seeds([1.0, 2.0, 3.0], [0, 1, 2])
     assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert ledger.better(statistics.over_seeds([5.0], [0]))[0] == "open"
+    assert better(statistics.over_seeds([5.0], [0]))[0] == "open"
 
 
 def test_the_published_protocol_is_asked_for_tokens_dropped_at_random():
@@ -74,5 +78,5 @@ def test_the_published_protocol_is_asked_for_tokens_dropped_at_random():
 
 def test_a_pair_without_records_leaves_the_others_standing_and_the_claim_open():
     found = [Finding(outcome="reproduced"), Finding(outcome=NOT_RUN, figure="a against b")]
-    assert ledger._some(found) == found and one([f.outcome for f in found]) == "open"
-    assert ledger._some(found[1:]) == []
+    assert some(found) == found and one([f.outcome for f in found]) == "open"
+    assert some(found[1:]) == []

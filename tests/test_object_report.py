@@ -18,7 +18,7 @@ from ersm_lab.evaluation import object_masks
 from ersm_lab.images import data, shapes
 from ersm_lab.networks import backbones
 from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.results import records
+from ersm_lab.results import answer_bits, records
 
 
 @pytest.fixture(autouse=True)
@@ -151,10 +151,10 @@ def test_the_gaps_of_claim_d_are_those_of_the_images():
 
 def test_an_undefined_image_is_nan():
     record = objects_record(0, masked=False)
-    found = object_report.by_image(record, "grad_cam.auc")
+    found = answer_bits.by_image(record, "grad_cam.auc")
     assert math.isnan(found[-1]) and found[0] == 0.66
     with pytest.raises(ValueError, match="judge the network again"):
-        object_report.by_image(record, "logit.auc")
+        answer_bits.by_image(record, "logit.auc")
 
 
 def test_table_d_has_the_gaps_of_the_records():

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from ersm_lab.images import data, perturbations
-from ersm_lab.images.perturbations import KINDS, corrupt, low_resolution, occlude
+from ersm_lab.images import corruption_parts, corruptions, data, occlusion, resolution
+from ersm_lab.images.corruptions import KINDS, corrupt
+from ersm_lab.images.occlusion import occlude
+from ersm_lab.images.resolution import low_resolution
 
 GROWING = sorted(
     {*KINDS} - {"motion_blur", "glass_blur", "elastic_transform", "spatter", "saturate"}
@@ -52,13 +54,13 @@ def lots(kind, seed=0, number=0):
 
 
 def test_kinds_and_groups_are_those_of_cifar10_c():
-    groups = perturbations.GROUPS
+    groups = corruptions.GROUPS
     assert list(groups) == ["noise", "blur", "weather", "digital", "extra"]
     assert sorted(itertools.chain(*groups.values())) == sorted(KINDS) == sorted({*KINDS})
-    assert len(perturbations.CORRUPTIONS) == 14 and len(perturbations.EXTRA) == 4
-    assert len(perturbations.PUBLISHED) == 19 and {*perturbations.PUBLISHED} - {*KINDS} == {"frost"}
-    assert {*perturbations.PARAMETERS} == {*KINDS}
-    assert {len(rows) for rows in perturbations.PARAMETERS.values()} == {5}
+    assert len(corruptions.CORRUPTIONS) == 14 and len(corruptions.EXTRA) == 4
+    assert len(corruptions.PUBLISHED) == 19 and {*corruptions.PUBLISHED} - {*KINDS} == {"frost"}
+    assert {*corruptions.PARAMETERS} == {*KINDS}
+    assert {len(rows) for rows in corruptions.PARAMETERS.values()} == {5}
 
 
 @pytest.mark.parametrize("kind", GROWING)
@@ -82,18 +84,18 @@ def test_type_shape_input_and_seed(images, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_does_not_depend_on_the_batch(images, kind, monkeypatch):
     whole = corrupt(images[:20], kind, 2, seed=5)
-    monkeypatch.setattr(perturbations, "_CHUNK", 7)
+    monkeypatch.setattr(corruptions, "_CHUNK", 7)
     assert torch.equal(corrupt(images[:20], kind, 2, seed=5), whole)
     parts = [corrupt(images[k : k + 1], kind, 2, seed=5, first=k) for k in (0, 13)]
     assert torch.equal(torch.cat(parts), whole[[0, 13]])
 
 
 @pytest.mark.parametrize(
-    "kind", [*perturbations.BLUR, "gaussian_blur", "elastic_transform", "pixelate"]
+    "kind", [*corruptions.BLUR, "gaussian_blur", "elastic_transform", "pixelate"]
 )
 @pytest.mark.parametrize("level", [0, 77, 255])
 def test_what_only_moves_or_averages_leaves_a_plain_image(kind, level):
-    for severity in perturbations.SEVERITIES:
+    for severity in corruptions.SEVERITIES:
         assert torch.equal(corrupt(plain(level), kind, severity, seed=0), plain(level))
 
 
@@ -423,7 +425,7 @@ def test_edges_are_thin_strong_and_of_one_image():
     step[1, :, 6:] = 20  # 4 x 20 is above 50 only
     step[2, :, 6:] = 20
     step[2, :4, 6:] = 200  # the same, joined to a strong edge
-    found = perturbations._edges(step)
+    found = corruption_parts.edges(step)
     assert found[0].sum() == 12 and found[0].any(0).sum() == 1
     assert not found[1].any()
     assert found[2, 6:].any(1).all()
@@ -432,8 +434,8 @@ def test_edges_are_thin_strong_and_of_one_image():
 # --- occlusion -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [*perturbations.OCCLUDERS, 1, 7, 32])
-@pytest.mark.parametrize("position", [*perturbations.POSITIONS, (0, 0)])
+@pytest.mark.parametrize("size", [*occlusion.OCCLUDERS, 1, 7, 32])
+@pytest.mark.parametrize("position", [*occlusion.POSITIONS, (0, 0)])
 def test_an_occluder_covers_exactly_its_square(size, position):
     found = occlude(plain(WHITE, 40), size=size, position=position, seed=3)
     hit = found[..., 0] == BLACK  # (N, H, W)
@@ -463,7 +465,7 @@ def test_places():
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 33)])
 @pytest.mark.parametrize("size", [4, 7, 12, 20])
 def test_sliding_covers_all(height, width, size):
-    places = perturbations.sliding_places(height, width, size)
+    places = occlusion.sliding_places(height, width, size)
     assert len(places) == math.ceil(height / size) * math.ceil(width / size)
     white = torch.full((len(places), height, width, 3), WHITE, dtype=torch.uint8)
     found = occlude(white, size=size, position="sliding")
@@ -498,7 +500,7 @@ def test_fills(images):
 
 
 @pytest.mark.parametrize("fill", ["mean", "noise"])
-@pytest.mark.parametrize("position", perturbations.POSITIONS)
+@pytest.mark.parametrize("position", occlusion.POSITIONS)
 def test_an_occluded_image_does_not_depend_on_the_batch(images, position, fill):
     settings = {"size": 8, "position": position, "fill": fill, "seed": 4}
     whole = occlude(images, **settings)
@@ -530,7 +532,7 @@ def test_low_resolution_loses_more_the_smaller_it_is(images):
     assert all(a < b for a, b in itertools.pairwise([1, *found]))
 
 
-@pytest.mark.parametrize("size", perturbations.LOW_RESOLUTIONS)
+@pytest.mark.parametrize("size", resolution.LOW_RESOLUTIONS)
 def test_low_resolution_is_pillows_bilinear(images, size):
     found = low_resolution(images, size)
     assert found.dtype == torch.uint8 and found.is_contiguous()
@@ -557,27 +559,27 @@ def published(tmp_path):
 
 @pytest.mark.parametrize("severity", [1, 5])
 def test_a_severity_is_its_ten_thousand(published, severity):
-    images, labels = perturbations.published_corruptions(published, "frost", severity)
+    images, labels = corruptions.published_corruptions(published, "frost", severity)
     assert images.shape == (10_000, 32, 32, 3) and images.dtype == torch.uint8
     assert labels.shape == (10_000,) and labels.dtype == torch.int64
     assert (images[0] == severity).all() and (images[-1] == 100 + severity).all()
     assert images[1:-1].max() == 0
     assert labels[0] == severity and labels[-1] == 100 + severity
     images[0] = 7  # a copy: the file stays as it is
-    again, _ = perturbations.published_corruptions(published, "frost", severity)
+    again, _ = corruptions.published_corruptions(published, "frost", severity)
     assert (again[0] == severity).all()
 
 
 def test_absent_or_wrong_files_are_named(published):
     with pytest.raises(data.DataNotFound, match=r"fog\.npy is not there: fetch CIFAR-10-C\.tar"):
-        perturbations.published_corruptions(published, "fog", 1)
+        corruptions.published_corruptions(published, "fog", 1)
     np.save(published / "fog.npy", np.zeros((10, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match=r"fog\.npy holds uint8 \(10, 32, 32, 3\)"):
-        perturbations.published_corruptions(published, "fog", 1)
+        corruptions.published_corruptions(published, "fog", 1)
     with pytest.raises(ValueError, match="no corruption 'rain': choose one of"):
-        perturbations.published_corruptions(published, "rain", 1)
-    with pytest.raises(ValueError, match="from 1 to 5, got 0"):
-        perturbations.published_corruptions(published, "frost", 0)
+        corruptions.published_corruptions(published, "rain", 1)
+    with pytest.raises(ValueError, match="at most 5, got 0"):
+        corruptions.published_corruptions(published, "frost", 0)
 
 
 # --- bad input -------------------------------------------------------------------------------------
@@ -594,7 +596,7 @@ def test_images_of_another_kind_are_refused(wrong):
         lambda x: occlude(x, size=4),
         lambda x: low_resolution(x, 8),
     ):
-        with pytest.raises(ValueError, match=r"images are uint8 \(N, H, W, 3\)"):
+        with pytest.raises(ValueError, match=r"images must be a tensor \(N, H, W, 3\) of uint8"):
             perturb(wrong)
 
 
@@ -604,16 +606,16 @@ def test_bad_settings_are_refused(images):
     with pytest.raises(ValueError, match="frost is left out: it needs the authors' photographs"):
         corrupt(images, "frost", 1, seed=0)
     for severity in (0, 6, 1.5):
-        with pytest.raises(ValueError, match=f"from 1 to 5, got {severity}"):
+        with pytest.raises(ValueError, match=f"at most 5, got {severity}"):
             corrupt(images, "fog", severity, seed=0)
     with pytest.raises(ValueError, match="made for 32 x 32 images"):
         corrupt(plain(0, side=16), "fog", 1, seed=0)
     with pytest.raises(ValueError, match=r"seed must be a whole number of at least 0.*got -1"):
         corrupt(images, "fog", 1, seed=-1)
     for size in (0, 33):
-        with pytest.raises(ValueError, match=f"1 to 32 pixels a side, got {size}"):
+        with pytest.raises(ValueError, match=f"size must be .* at most 32, got {size}"):
             occlude(images, size=size)
-        with pytest.raises(ValueError, match=f"1 to 32 pixels a side, got {size}"):
+        with pytest.raises(ValueError, match=f"size must be .* at most 32, got {size}"):
             low_resolution(images, size)
     with pytest.raises(ValueError, match=r"no position 'left': choose one of centre"):
         occlude(images, size=4, position="left")

@@ -4,6 +4,7 @@ import pytest
 
 from ersm_lab import judging, plan
 from ersm_lab.results import records
+from ersm_lab.suites import card
 from ersm_lab.training import experiments
 from ersm_lab.training.methods import experiments_of
 
@@ -64,9 +65,9 @@ def test_only_trained_networks_are_asked_and_only_what_there_is_to_ask():
     kept = {e.method for e in experiments_of("laptop", dataset="cifar10") if e.checkpoint}
     assert {m for m in plan.CARDS if not m.startswith("resnet18")} <= kept  # these: full scale only
     for suites in plan.CARDS.values():
-        assert set(suites) <= {*judging.suites_of("cifar10"), *judging.BY_NAME}
+        assert set(suites) <= {*card.suites_of("cifar10"), *card.BY_NAME}
     for dataset, suite, methods in plan.ON_SHAPES:
-        assert suite in judging.suites_of(dataset) and set(methods) <= kept
+        assert suite in card.suites_of(dataset) and set(methods) <= kept
 
 
 def test_a_record_that_was_made_is_done(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 import ersm_core
 from ersm_lab import probes
-from ersm_lab.images import perturbations
+from ersm_lab.images import corruptions
 from ersm_lab.results import provenance, standing
 from ersm_lab.training import experiments, loop
 
@@ -80,13 +80,13 @@ def test_a_changed_gate_moves_judgements_too(before, monkeypatch):
 
 
 def test_one_severity_of_one_corruption_moves_that_suite(before, monkeypatch):
-    corrupt = perturbations.corrupt
+    corrupt = corruptions.corrupt
 
     def stronger(images, kind, severity, *, seed):
         louder = kind == "contrast" and severity == 3
         return corrupt(images, kind, 4 if louder else severity, seed=seed)
 
-    monkeypatch.setattr(perturbations, "corrupt", stronger)
+    monkeypatch.setattr(corruptions, "corrupt", stronger)
     assert moved(before) == {("ablation-ersm", "corruption")}
 
 

@@ -93,17 +93,6 @@ def test_share_right_is_a_mean_over_conditions_image_by_image():
     assert not share[20:].any()
 
 
-def test_records_are_read_from_their_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("ERSM_HOME", str(tmp_path))
-    assert report.judged("ersm", "occlusion") == []
-    folder = tmp_path / "data/results/laptop/cifar10/ersm.occlusion"
-    folder.mkdir(parents=True)
-    for seed in (2, 0):
-        (folder / f"seed{seed}.json").write_text("{}")
-    monkeypatch.setattr(report.records, "read", lambda path: {"seed": int(path.stem[4:])})
-    assert [r["seed"] for r in report.judged("ersm", "occlusion")] == [0, 2]
-
-
 def test_gap_pairs_seeds_and_takes_the_mean_of_the_conditions(keep):
     keep(
         *(occlusion("mask", s, 36, 20, 10) for s in (0, 1)),

@@ -19,20 +19,17 @@ from ersm_lab.evaluation.sparse_lambda import (
     using_lambda,
 )
 from ersm_lab.images import data
-from ersm_lab.networks import backbones, sparse_coding
-from ersm_lab.networks.sparse_coding import (
+from ersm_lab.networks import backbones, fista
+from ersm_lab.networks.fista import (
     PUBLISHED,
     CSCSettings,
-    SparseCoding2d,
     analyse,
-    attach_sparse_coding,
     largest_eigenvalue,
-    sdnet18,
-    sdnet18_all,
     sparse_code,
     synthesise,
-    unit_atoms,
 )
+from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18
+from ersm_lab.networks.sparse_coding import SparseCoding2d, unit_atoms
 from ersm_lab.training import runs
 
 # kernel, stride, padding, size of the input
@@ -74,13 +71,13 @@ def iterations(monkeypatch):
     """A list that grows by one with every iteration of a power iteration."""
     done = []
 
-    power = sparse_coding._there_and_back
+    power = fista._there_and_back
 
     def count(*args):
         done.append(1)
         return power(*args)
 
-    monkeypatch.setattr(sparse_coding, "_there_and_back", count)
+    monkeypatch.setattr(fista, "_there_and_back", count)
     return done
 
 
@@ -596,31 +593,6 @@ def test_sdnet18_is_the_resnet_with_a_code_for_its_first_layer():
     model.layer1.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
     model(x)
     assert torch.equal(taken[0], stem) and (stem < 0).any()  # BatchNorm after it, no ReLU
-
-
-def test_sdnet18_all_has_a_code_for_every_convolution():
-    x = torch.randn(1, 3, 32, 32)
-    model = sdnet18_all(settings=CSCSettings(tolerance=0.5))
-    assert parameters(model) == 11_173_962
-    assert not any(isinstance(m, nn.Conv2d) for m in model.modules())
-    shapes = seen_shapes(model, x)
-    assert len(shapes) == 20 and shapes["conv1"] == (64, 32, 32)
-    for number, (width, side) in enumerate([(64, 32), (128, 16), (256, 8), (512, 4)], start=1):
-        stage = [s for name, s in shapes.items() if name.startswith(f"layer{number}")]
-        assert stage == [(width, side, side)] * (4 if number == 1 else 5)
-
-
-def test_variants_of_sdnet18_all():
-    plain = sdnet18_all(classes=3, shortcuts=False)
-    assert parameters(plain) == 11_173_962 - 173_824 - 7 * 513  # three projections, seven classes
-    assert len(sparse_layers(plain)) == 17
-    released = sdnet18_all(sparse_projections=False)
-    assert parameters(released) == 11_173_962 and len(sparse_layers(released)) == 17
-    for model, rectified in ((plain, False), (released, True)):
-        block, x = model.layer2[0].eval(), torch.randn(1, 64, 6, 6)
-        inner = block.bn2(block.conv2(block.bn1(block.conv1(x))))
-        expected = torch.relu(inner + block.downsample(x)) if rectified else inner
-        torch.testing.assert_close(block(x), expected)
 
 
 @pytest.mark.parametrize(

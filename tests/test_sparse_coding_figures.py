@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ersm_lab.chapters import sparse_coding_figures as pictures
 from ersm_lab.images import data
 from ersm_lab.networks import backbones
-from ersm_lab.networks.sparse_coding import attach_sparse_coding
+from ersm_lab.networks.sdnet import attach_sparse_coding
 
 SIZE = (16, 16)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ersm_lab.results import answer_bits, statistics
-from ersm_lab.results.statistics import difference
+from ersm_lab.results.statistics import difference, gap
 
 
 def record(right, seed, **config):
@@ -167,3 +167,70 @@ def test_few_seeds_and_empty_cells_have_no_mark_and_no_part_in_the_family():
     alone = statistics.paired({0: far[0]}, {0: near[0]})
     assert statistics.marks([up, None, down, alone]) == ["▲", "", "▼", ""]
     assert statistics.marks([alone], least_seeds=1) == ["▲"]
+
+
+# --- over conditions -------------------------------------------------------------------------------
+
+
+def judged(seed, answers):
+    """What `gap` reads of a judgement's record."""
+    metrics = {"images": len(next(iter(answers.values())))}
+    name, config = f"laptop/cifar10/some.smoothing/seed{seed}", {"conditions": list(answers)}
+    packed = answer_bits.pack(torch.cat([*answers.values()]))
+    return {"name": name, "seed": seed, "metrics": metrics, "answers": packed, "config": config}
+
+
+def drawn(seed, share, n=211):
+    generator = np.random.default_rng(seed)
+    return {k: torch.from_numpy(generator.random(n) < share) for k in ("a", "b", "c")}
+
+
+def test_answers_come_back():
+    answers = drawn(0, 0.6, n=13)  # no multiple of eight
+    back = answer_bits.by_condition(judged(0, answers))
+    assert list(back) == list(answers)
+    assert all(torch.equal(back[name], answers[name]) for name in answers)
+    with pytest.raises(ValueError, match="holds no answers"):
+        answer_bits.by_condition(judged(0, answers) | {"answers": None})
+
+
+def test_one_condition_differs_as_statistics_says():
+    ours, theirs = ([drawn(10 * s + share, share / 10) for s in range(3)] for share in (8, 6))
+    found = gap(*([judged(s, a) for s, a in enumerate(group)] for group in (ours, theirs)), ["b"])
+    plain = [
+        [
+            {
+                "name": "x",
+                "seed": s,
+                "answers": answer_bits.pack(a["b"]),
+                "config": {"test_images": 211},
+            }
+            for s, a in enumerate(group)
+        ]
+        for group in (ours, theirs)
+    ]
+    assert found == difference(*plain)
+
+
+def test_the_mean_over_conditions_is_paired_by_image():
+    ours = drawn(0, 0.5)
+    ours["b"] = ~ours["a"]  # a and b together: always one of two right
+    base = drawn(1, 0.5)
+    base["b"] = ~base["a"]
+    found = gap([judged(0, ours)], [judged(0, base)], ["a", "b"])
+    assert found.mean == found.low == found.high == 0
+
+
+def test_conditions_of_the_base_may_be_others():
+    answers = drawn(0, 0.5)
+    found = gap(
+        [judged(0, answers)], [judged(0, answers | {"c": answers["a"]})], ["a"], base_names=["c"]
+    )
+    assert found.mean == found.low == found.high == 0
+
+
+def test_what_cannot_be_compared_is_refused():
+    one, other = judged(0, drawn(0, 0.5)), judged(1, drawn(1, 0.5))
+    assert gap([one], [other], ["a"]) is None  # no seed in common
+    with pytest.raises(ValueError, match="nothing"):
+        gap([one], [one], ["nothing"])

@@ -28,18 +28,17 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
-from ersm_lab import judging
 from ersm_lab.evaluation import rankings
 from ersm_lab.evaluation.deletion import keep_masks
 from ersm_lab.evaluation.deletion_insertion import CONVENTIONS, GAMES, Convention
 from ersm_lab.evaluation.inference import evaluating, replaced_mask
 from ersm_lab.evaluation.rankings import RANKINGS
 from ersm_lab.images.data import ImageSet
-from ersm_lab.results import statistics
+from ersm_lab.results import answer_bits, statistics
 from ersm_lab.results.statistics import Difference, marks, paired
 from ersm_lab.views import figures
 from ersm_lab.views.frames import frame_slider
-from ersm_lab.views.tables import Table
+from ersm_lab.views.tables import NOT_RUN, Table, mean_sd
 from ersm_lab.views.widgets import Widget
 
 METHODS = ("ablation-dense", "ablation-ersm", "gentle", "random-half")
@@ -56,7 +55,6 @@ WORDS = {
     "centre": "centre prior",
     "edges": "edge strength",
 }
-NOT_RUN = "not yet run"
 CONSTANT = "constant"  # a map that is the same everywhere is no ranking
 OURS = "our test"
 STANDARD_ERRORS = 2.0  # beyond so many, a ranking is told apart from a random order
@@ -85,7 +83,7 @@ def areas_by_image(record: Mapping) -> dict[str, np.ndarray]:
     Its mean over images is the AUC of our test.
     """
     found: dict[str, list[np.ndarray]] = {}
-    for condition, right in judging.answers_by_condition(record).items():
+    for condition, right in answer_bits.by_condition(record).items():
         found.setdefault(condition.partition(".")[0], []).append(right.numpy())
     return {ranking: np.mean(points, axis=0) for ranking, points in found.items()}
 
@@ -116,7 +114,7 @@ def areas(groups: Groups) -> Table:
             elif is_constant(group, ranking):
                 cells.append(CONSTANT)
             else:
-                cells.append(_spread([100 * value for value in values]))
+                cells.append(mean_sd(values, factor=100, digits=2))
         rows.append(cells)
     header = ["ranking", *[f"{method} ({_seeds(group)})" for method, group in groups.items()]]
     caption = (
@@ -597,11 +595,6 @@ def _interval(found: Difference) -> str:
 def _signed(value: float, digits: int = 2) -> str:
     """With its sign, and without one of zero's two signs."""
     return f"{round(value, digits) + 0.0:+.{digits}f}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {plain_statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{plain_statistics.fmean(values):.2f}{spread}"
 
 
 def _seeds(group: Sequence[dict]) -> str:

@@ -1,6 +1,6 @@
 """All methods side by side: what each gains and loses against the dense network, and what it costs.
 
-Every number is drawn from records: of trainings (clean accuracy), of the suites of `judging` (the
+Every number is drawn from records: of trainings (clean accuracy), of the suites of its card (the
 rest), of `cost` (time and memory). A measure has one number for each image of each seed's network; more
 is better. Differences are paired over seeds and images, as in `statistics.paired`.
 """
@@ -17,14 +17,13 @@ from ersm_lab.chapters import deletion_report
 from ersm_lab.chapters.robustness_report import judged, share_right
 from ersm_lab.evaluation.inference import energy_masks
 from ersm_lab.evaluation.rankings import CLASS_FREE
-from ersm_lab.ledger import NOT_RUN
 from ersm_lab.networks import controls
 from ersm_lab.results import records, statistics
 from ersm_lab.results.statistics import Difference
 from ersm_lab.training import experiments
 from ersm_lab.training.config import Experiment
 from ersm_lab.training.methods import ABLATION_BACKBONE, experiments_of
-from ersm_lab.views.tables import Table
+from ersm_lab.views.tables import NOT_RUN, Table, mean_sd
 from ersm_lab.views.widgets import Widget, checked_name, fill, script_json
 
 DENSE = "ablation-dense"
@@ -50,7 +49,7 @@ class Measure:
 
     Attributes:
         words: what is measured.
-        suite: of `judging`; None is the test set as it is.
+        suite: of `card.SUITES`; None is the test set as it is.
         pattern: of the suite's conditions whose mean is taken, as in `robustness_report.matching`;
             None is the area under the deletion curve by the best ranking that knows no class.
     """
@@ -255,11 +254,7 @@ def _said(found: Difference | None, mark: str) -> str:
 
 
 def _mean_sd(values: Values) -> str:
-    shares = [100 * each.mean() for each in values.values()]
-    if not shares:
-        return NOT_RUN
-    spread = f" ± {np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
-    return f"{np.mean(shares):.1f}{spread}"
+    return mean_sd([each.mean() for each in values.values()], factor=100, none=NOT_RUN)
 
 
 # --- networks --------------------------------------------------------------------------------------

@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ersm_lab import ledger
-from ersm_lab.evaluation import smoothing_suite
-from ersm_lab.images import inverse_scale
+from ersm_lab.images import flat_regions, frequency, inverse_scale, path_steps
 from ersm_lab.images.data import ImageSet
-from ersm_lab.images.inverse_scale import PathSettings
-from ersm_lab.results.statistics import Difference, marks, of
+from ersm_lab.images.path_steps import PathSettings
+from ersm_lab.results.claims import better
+from ersm_lab.results.statistics import Difference, gap, marks, of
+from ersm_lab.suites import smoothing_suite
 from ersm_lab.views import figures
 from ersm_lab.views.frames import frame_slider
-from ersm_lab.views.tables import Table
+from ersm_lab.views.tables import NOT_MADE, NOT_RUN, Table, mean_sd
 from ersm_lab.views.widgets import Widget
 
 LEVELS = (1.0, 0.99, 0.97, 0.95, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.2, 0.0)
-NOT_RUN = "not yet run: `make reproduce`"
 GAP = 6  # pixels between the pictures of a frame
 
 
@@ -54,7 +53,7 @@ def path_slider(
     path = inverse_scale.inverse_scale_path(x, levels=levels, settings=settings)
     frames, labels = [], []
     for level, y in zip(levels, path.images, strict=True):  # y (N, 3, H, W)
-        energy = inverse_scale.retained_energy(x, y).mean().item()
+        energy = frequency.retained_energy(x, y).mean().item()
         labels.append(f"sparsity {level:.2f}, {100 * energy:.0f} % of the energy")
         pictures = (y.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         top = figures.beside([_enlarge(picture, zoom) for picture in pictures], axis=1, gap=GAP)
@@ -81,7 +80,7 @@ def contours(image: Tensor, zoom: int = 4) -> np.ndarray:
     Returns:
         uint8 (H zoom, W zoom, 3).
     """
-    right, down = ((edge != 0).any(0).numpy() for edge in inverse_scale._differences(image))
+    right, down = ((edge != 0).any(0).numpy() for edge in path_steps.differences(image))
     height, width = image.shape[-2:]
     picture = np.full((height * zoom, width * zoom), 255, np.uint8)
     rows, columns = np.nonzero(right)  # (edges,)
@@ -139,14 +138,14 @@ def stop_at(x: Tensor, level: float, *, settings: PathSettings | None = None) ->
     b, c, h, w = x.shape
     planes = x if settings.channels == "shared" else x.reshape(b * c, 1, h, w)
     edges = h * (w - 1) + (h - 1) * w
-    state = inverse_scale._begin(planes)
+    state = path_steps.begin(planes)
     wanted = torch.full((len(planes),), math.ceil((1 - level) * edges - 1e-9 * edges))
-    advance = inverse_scale._choose("auto", planes)
-    advance(state, wanted, settings, inverse_scale._step_size(settings, h, w))
-    right, down = inverse_scale._open(state)  # (N, 1, H, W - 1), (N, 1, H - 1, W)
-    flat = inverse_scale.project(state.u, right, down)
-    label, pieces = inverse_scale._components(~right[:, 0], ~down[:, 0])
-    joined = [edge == 0 for edge in inverse_scale._differences(label.view(-1, 1, h, w))]
+    advance = inverse_scale.advance_by("auto", planes)
+    advance(state, wanted, settings, inverse_scale.step_size(settings, h, w))
+    right, down = path_steps.opened_edges(state)  # (N, 1, H, W - 1), (N, 1, H - 1, W)
+    flat = flat_regions.project(state.u, right, down)
+    label, pieces = flat_regions.components(~right[:, 0], ~down[:, 0])
+    joined = [edge == 0 for edge in path_steps.differences(label.view(-1, 1, h, w))]
     opened = right.sum() + down.sum()
     within = sum((edge & same).sum() for edge, same in zip((right, down), joined, strict=True))
     entries = sum((z.abs() > 1).sum() for z in (state.right, state.down))
@@ -221,7 +220,7 @@ def suite_table(
     seen = [records for records in groups.values() if records]
     caption = f"Suite of smoothings, {dataset}, {scale} scale, accuracy in percent"
     if not seen:
-        return Table(header=["condition", *methods], rows=[], caption=f"{caption}: {NOT_RUN}")
+        return Table(header=["condition", *methods], rows=[], caption=f"{caption}: {NOT_MADE}")
     images = seen[0][0]["metrics"]["images"]
     rows = [["seeds", *[str(len(records)) for records in groups.values()]]]
     for row, names in condition_groups(seen[0][0]).items():
@@ -234,14 +233,8 @@ def suite_table(
 
 
 def _mean_sd(group: Sequence[Mapping], names: Sequence[str]) -> str:
-    if not group:
-        return "not yet run"
-    each = [
-        100 * plain_statistics.fmean(r["metrics"]["accuracy"][name] for name in names)
-        for r in group
-    ]
-    spread = f" ± {plain_statistics.stdev(each):.1f}" if len(each) > 1 else ""
-    return f"{plain_statistics.fmean(each):.1f}{spread}"
+    shares = [plain_statistics.fmean(r["metrics"]["accuracy"][n] for n in names) for r in group]
+    return mean_sd(shares, factor=100, none=NOT_RUN)
 
 
 def suite_differences(
@@ -252,14 +245,10 @@ def suite_differences(
     groups = {m: suite_records(m, dataset=dataset, scale=scale) for m in methods}
     caption = f"Accuracy minus that of {base}, {dataset}, {scale} scale, percentage points"
     if not rivals or not any(groups.values()):
-        return Table(header=["condition", *methods], rows=[], caption=f"{caption}: {NOT_RUN}")
+        return Table(header=["condition", *methods], rows=[], caption=f"{caption}: {NOT_MADE}")
     conditions = condition_groups(rivals[0])
     found = [
-        smoothing_suite.difference(records, rivals, names)
-        if {r["seed"] for r in records} & {r["seed"] for r in rivals}
-        else None
-        for names in conditions.values()
-        for records in groups.values()
+        gap(records, rivals, names) for names in conditions.values() for records in groups.values()
     ]
     cells = iter(zip(found, marks(found), strict=True))
     rows = [[row, *(_marked(*next(cells)) for _ in groups)] for row in conditions]
@@ -272,7 +261,7 @@ def suite_differences(
 
 def _marked(found: Difference | None, mark: str) -> str:
     if found is None:
-        return "not yet run"
+        return NOT_RUN
     return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f}) {mark}".rstrip()
 
 
@@ -293,11 +282,11 @@ def rival_verdicts(
     shown = []
     for sides in rivals:
         ours, theirs = (groups[method] for method, _ in sides)
-        outcome, figure = NOT_RUN, "–"
-        if {r["seed"] for r in ours} & {r["seed"] for r in theirs}:
+        outcome, figure = NOT_MADE, "–"
+        if ours and theirs:
             names = [condition_groups(ours[0])[row] for _, row in sides]
-            found = smoothing_suite.difference(ours, theirs, names[0], base_names=names[1])
-            outcome, figure = ledger.better(found)
+            found = gap(ours, theirs, names[0], base_names=names[1])
+            outcome, figure = better(found) if found else (outcome, figure)
         words = [f"{method}: {row}" for method, row in sides]
         shown.append([*words, outcome, figure])
     header = ["is this", "better than this", "outcome", "difference"]

@@ -1,6 +1,6 @@
 """Tables and pictures of the chapter on objects: does the mask see them, and does a background lie?
 
-Tables are drawn from the records of the suite `objects` (on textured shapes); see `judging`. Claim (d),
+Tables are drawn from the records of the suite `objects` (on textured shapes). Claim (d),
 masks isolate objects, is judged by the criterion of the ledger, with intervals paired over seeds and
 images: AUC of the logit against the centre prior and against Grad-CAM of the dense network; IoU of the
 mask against that of keeping everything. Pictures are drawn from networks.
@@ -24,17 +24,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from ersm_lab import ledger
 from ersm_lab.evaluation import inference, object_masks
 from ersm_lab.images.data import ImageSet
-from ersm_lab.results import records, statistics
+from ersm_lab.results import answer_bits, records, statistics
 from ersm_lab.results.statistics import Difference
 from ersm_lab.views import figures
 from ersm_lab.views.frames import frame_slider
-from ersm_lab.views.tables import Table
+from ersm_lab.views.tables import NOT_RUN, Table, mean_sd
 from ersm_lab.views.widgets import Widget
 
-NOT_RUN = ledger.NOT_RUN
 DENSE, MASKED = "ablation-dense", "ablation-ersm"
 
 MAPS = {  # of the suite "objects" -> words
@@ -110,7 +108,7 @@ def score_table(judged: Judged) -> Table:
     header = ["map of", "map", "seeds", *SCORES.values()]
     rows = [_score_row(network, name, group) for network, name, group in _places(judged)]
     known = judged.masked or judged.dense
-    overlap = mean_sd([r["metrics"]["keep_everything"]["mean"] for r in known])
+    overlap = mean_sd([r["metrics"]["keep_everything"]["mean"] for r in known], digits=3)
     rows.append(["no network", "keep everything", str(len(known)), *["–"] * 4, overlap])
     caption = "Maps against the true objects of textured shapes"
     if known:
@@ -135,18 +133,9 @@ def _score_row(network: str, name: str, group: Sequence[Mapping]) -> list[str]:
         found = [each for each in found if each is not None]
         missing = max((each["undefined"] for each in found), default=0)
         values = [each["mean"] for each in found if each["mean"] is not None]
-        text = mean_sd(values)
+        text = mean_sd(values, digits=3)
         row.append(f"{text} ({missing})" if values and missing else text)
     return row
-
-
-def mean_sd(values: Sequence[float], *, factor: float = 1, digits: int = 3) -> str:
-    """Mean ± standard deviation over seeds; a dash of none."""
-    if not values:
-        return "–"
-    values = [factor * value for value in values]
-    spread = f" ± {plain_statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{plain_statistics.fmean(values):.{digits}f}{spread}"
 
 
 def draw_auc(judged: Judged) -> Figure:
@@ -205,26 +194,11 @@ def gaps_d(judged: Judged) -> dict[str, Difference | None]:
 def _paired(
     method: Sequence[Mapping], one: str, base: Sequence[Mapping], other: str
 ) -> Difference | None:
-    first = {record["seed"]: by_image(record, one) for record in method}
-    second = {record["seed"]: by_image(record, other) for record in base}
+    first = {record["seed"]: answer_bits.by_image(record, one) for record in method}
+    second = {record["seed"]: answer_bits.by_image(record, other) for record in base}
     if not first.keys() & second.keys():
         return None
     return statistics.paired(first, second)
-
-
-def by_image(record: Mapping, score: str) -> np.ndarray:
-    """A score of each image, such as "logit.auc", (N,) float64; NaN where it is undefined.
-
-    Raises:
-        ValueError: the record does not list it.
-    """
-    kind, _, name = score.partition(".")
-    listed = record["metrics"].get("by_image", {}).get(kind, {})
-    if name not in listed:
-        raise ValueError(
-            f"{record['name']} does not list {score!r} image by image: judge the network again"
-        )
-    return np.array([math.nan if value is None else value for value in listed[name]])
 
 
 def table_d(judged: Judged) -> Table:

@@ -20,17 +20,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from ersm_lab import judging
 from ersm_lab.evaluation import inference
-from ersm_lab.images import perturbations
+from ersm_lab.images import corruptions, occlusion
 from ersm_lab.images.data import ImageSet
-from ersm_lab.ledger import NOT_RUN, better
-from ersm_lab.results import records
+from ersm_lab.results import answer_bits
 from ersm_lab.results import statistics as lab_statistics
+from ersm_lab.results.claims import better
 from ersm_lab.results.statistics import Difference
 from ersm_lab.views import figures
 from ersm_lab.views.frames import frame_slider
-from ersm_lab.views.tables import Table
+from ersm_lab.views.tables import NOT_RUN, Table, mean_sd
 from ersm_lab.views.widgets import Widget
 
 CLEAN = "clean"
@@ -48,9 +47,7 @@ def judged(
     method: str, suite: str, *, dataset: str = "cifar10", scale: str = "laptop"
 ) -> list[dict]:
     """The records of a suite of all seeds of a method, in order; none is an empty list."""
-    folder = records.results_dir() / scale / dataset / f"{method}.{suite}"
-    found = [records.read(path) for path in folder.glob("seed*.json")]
-    return sorted(found, key=lambda record: record["seed"])
+    return lab_statistics.of(f"{method}.{suite}", dataset=dataset, scale=scale)
 
 
 def matching(record: Mapping, pattern: Pattern) -> list[str]:
@@ -77,8 +74,7 @@ def matching(record: Mapping, pattern: Pattern) -> list[str]:
 
 def share_right(record: Mapping, pattern: Pattern) -> np.ndarray:
     """Share of the chosen conditions under which each image is classified rightly, (N,)."""
-    right = judging.answers_by_condition(record)
-    return np.mean([right[name].numpy() for name in matching(record, pattern)], axis=0)
+    return answer_bits.share_right(record, matching(record, pattern))
 
 
 def gap(
@@ -95,7 +91,7 @@ def gap(
 
     Args:
         method, base: of the records.
-        suite: of `judging.SUITES`.
+        suite: of `card.SUITES`.
         pattern: of the conditions whose mean is taken, image by image.
         right_when_clean: only of the images that every network of both methods classifies rightly
             when they are untouched.
@@ -132,7 +128,7 @@ def accuracy_table(
 
     Args:
         methods: one row each.
-        suite: of `judging.SUITES`.
+        suite: of `card.SUITES`.
         columns: heading -> pattern of the conditions.
         dataset, scale: which records.
     """
@@ -166,7 +162,7 @@ def drop_table(
 
     Args:
         methods: one row each.
-        suite: of `judging.SUITES`.
+        suite: of `card.SUITES`.
         pattern: of the conditions whose mean is taken.
         dataset, scale: which records.
     """
@@ -204,7 +200,7 @@ def difference_table(
 
     Args:
         pairs: (method, the one that is subtracted), one row each.
-        suite: of `judging.SUITES`.
+        suite: of `card.SUITES`.
         pattern: of the conditions whose mean is taken, image by image.
         right_when_clean: as in `gap`; then the rule, which speaks of all images, is not shown.
         dataset, scale: which records.
@@ -301,7 +297,7 @@ def route_table(
 def gradient_table(
     methods: Sequence[str], *, dataset: str = "cifar10", scale: str = "laptop"
 ) -> Table:
-    """Whether there is a gradient to follow, mean over seeds of `attacks.GradientCheck.summary`."""
+    """Whether there is a gradient to follow, mean over seeds of `gradients.GradientCheck.summary`."""
     groups, rows = _groups(methods, "attacks", dataset, scale), []
     for method, group in groups.items():
         found = [r["metrics"]["gradients"] for r in group]
@@ -363,14 +359,6 @@ def _groups(methods: Sequence[str], suite: str, dataset: str, scale: str) -> dic
     return {m: judged(m, suite, dataset=dataset, scale=scale) for m in methods}
 
 
-def mean_sd(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds with one digit; a dash of none."""
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
-
-
 def _mean(found: Sequence[Mapping], name: str, factor: float, form: str) -> str:
     values = [f[name] for f in found if f.get(name) is not None]
     return format(factor * statistics.fmean(values), form) if values else "–"
@@ -415,7 +403,7 @@ def occluder_slider(
     model: nn.Module,
     data: ImageSet,
     *,
-    sizes: Sequence[int] = perturbations.OCCLUDERS,
+    sizes: Sequence[int] = occlusion.OCCLUDERS,
     position: str = "random",
     name: str = "occlusion-squares",
 ) -> Widget:
@@ -431,12 +419,10 @@ def occluder_slider(
     frames, labels = [], []
     for size in (0, *sizes):
         columns, kept = [], []
-        for fill in perturbations.FILLS:
+        for fill in occlusion.FILLS:
             shown = data
             if size:
-                covered = perturbations.occlude(
-                    data.images, size=size, position=position, fill=fill
-                )
+                covered = occlusion.occlude(data.images, size=size, position=position, fill=fill)
                 shown = replace(data, images=covered)
             masks = inference.collect_masks(model, shown)  # (N, 1, h, w)
             kept.append(masks.mean().item())
@@ -455,7 +441,7 @@ def occluder_slider(
         labels=labels,
         title="Test images behind a square, and the tokens that the mask keeps (the rest is striped)",
         alt="Images behind a square with four fills; below each the same with dropped tokens striped.",
-        captions=perturbations.FILLS,
+        captions=occlusion.FILLS,
         name=name,
         width=frames[0].shape[1],
     )
@@ -465,7 +451,7 @@ def corruption_slider(
     models: Mapping[str, nn.Module],
     data: ImageSet,
     *,
-    kinds: Sequence[str] = perturbations.KINDS,
+    kinds: Sequence[str] = corruptions.KINDS,
     seed: int = 0,
     name: str = "occlusion-corruptions",
 ) -> Widget:
@@ -474,7 +460,7 @@ def corruption_slider(
     Args:
         models: label -> network; the answers are below each picture.
         data: one image.
-        kinds: of `perturbations.KINDS`.
+        kinds: of `corruptions.KINDS`.
         seed: of the corruptions.
         name: id of the element.
 
@@ -486,11 +472,11 @@ def corruption_slider(
             f"one image is shown under every corruption, got {len(data)}: give data[:1]"
         )
     frames, labels = [], []
-    for severity in (0, *perturbations.SEVERITIES):
+    for severity in (0, *corruptions.SEVERITIES):
         images = data.images
         if severity:
             images = torch.cat(
-                [perturbations.corrupt(data.images, kind, severity, seed=seed) for kind in kinds]
+                [corruptions.corrupt(data.images, kind, severity, seed=seed) for kind in kinds]
             )
         images = images.expand(len(kinds), -1, -1, -1)  # (kinds, H, W, 3)
         shown = replace(data, images=images, labels=data.labels.expand(len(kinds)))

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ersm_lab.evaluation.inference import evaluating
 from ersm_lab.images.data import ImageSet
-from ersm_lab.networks.sparse_coding import SparseCoding2d, sparse_code, synthesise
+from ersm_lab.networks.fista import sparse_code, synthesise
+from ersm_lab.networks.sparse_coding import SparseCoding2d
 from ersm_lab.views.frames import frame_slider
 from ersm_lab.views.widgets import Widget
 

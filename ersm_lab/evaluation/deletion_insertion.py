@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage, stats
+from scipy import ndimage
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
@@ -324,94 +324,6 @@ def blurred(x: Tensor) -> Tensor:
     )  # (11,)
     kernel = torch.outer(line, line).expand(x.shape[1], 1, -1, -1)  # (C, 1, 11, 11)
     return F.conv2d(x, kernel, padding=BLUR_SIDE // 2, groups=x.shape[1])
-
-
-# --- how sure --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean over images and the ends of its bootstrap confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    images: int
-
-
-def auc_interval(
-    curve: PerturbationCurve, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> Interval:
-    """The mean area under a curve with a percentile bootstrap interval over images.
-
-    It speaks of this network on new images, not of new seeds.
-
-    Raises:
-        ValueError: fewer than two images, a confidence outside of 0 to 1, no resamples.
-    """
-    checks.a("curve", curve, PerturbationCurve)
-    _check_bootstrap(confidence, resamples, seed)
-    return _interval(curve.auc_by_image.numpy(), confidence, resamples, seed)
-
-
-def auc_difference(
-    first: PerturbationCurve,
-    second: PerturbationCurve,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> Interval:
-    """The area of the first curve minus that of the second, every image beside itself.
-
-    For two rankings within one network, or two networks each under its own ranking.
-
-    Raises:
-        ValueError: curves of different conventions, games, units or numbers of images; fewer than two
-            images; what `auc_interval` refuses.
-    """
-    checks.a("first", first, PerturbationCurve)
-    checks.a("second", second, PerturbationCurve)
-    _check_bootstrap(confidence, resamples, seed)
-    for what in ("convention", "game", "grid"):
-        one, other = getattr(first, what), getattr(second, what)
-        if one != other:
-            raise ValueError(
-                f"curves of different {what}s cannot be compared, got {one} and {other}"
-            )
-    if len(first.scores) != len(second.scores):
-        raise ValueError(
-            "both curves must be of the same images, "
-            f"got {len(first.scores)} and {len(second.scores)}"
-        )
-    gaps = first.auc_by_image - second.auc_by_image  # (N,)
-    return _interval(gaps.numpy(), confidence, resamples, seed)
-
-
-def _check_bootstrap(confidence: float, resamples: int, seed: int) -> None:
-    checks.number("confidence", confidence, above=0, below=1)
-    checks.whole("resamples", resamples, most=checks.MOST)
-    checks.seed("seed", seed)
-
-
-def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> Interval:
-    if len(values) < 2:
-        raise ValueError("an interval over images needs at least two of them")
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=100,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(
-        mean=float(values.mean()),
-        low=float(found.low),
-        high=float(found.high),
-        images=len(values),
-    )
 
 
 # --- parts of a curve ------------------------------------------------------------------------------

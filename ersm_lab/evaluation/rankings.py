@@ -47,6 +47,8 @@ RANKINGS = (*ENERGIES, *MAGNITUDES, *GRADIENTS, *CONTROLS)
 # Gradients are of the predicted class: what they keep longest is what speaks for that class, and a
 # deletion by them can hardly change the prediction. These rankings do not know it.
 CLASS_FREE = (*ENERGIES, *MAGNITUDES, *CONTROLS)
+# Whose tokens are ranked where no mask says which: of a CifarNet, of a ResNet-18.
+LAYERS = ("group1", "layer2")
 
 _NEED_A_MASK = (*ENERGIES, "magnitude_masked")
 
@@ -363,6 +365,23 @@ def on_grid(pixels: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 # --- a layer's tokens ------------------------------------------------------------------------------
+
+
+def token_layer(model: nn.Module, layers: Sequence[str] = LAYERS) -> str:
+    """The layer whose tokens are ranked: that of the first mask, else the first of `layers` there is.
+
+    Raises:
+        ValueError: no mask and none of the layers.
+    """
+    there = [*energy_masks(model)] or [
+        name for name in layers if name in dict(model.named_modules())
+    ]
+    if not there:
+        raise ValueError(
+            f"{type(model).__name__} has no mask and none of the layers {', '.join(layers)}: name "
+            "one of its own in the settings"
+        )
+    return there[0]
 
 
 def token_stage(model: nn.Module, layer: str) -> nn.Module:

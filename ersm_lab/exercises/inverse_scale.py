@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ersm_lab.images import inverse_scale
+from ersm_lab.images import inverse_scale, path_steps
 
 
 def check_flatten(function: Callable[[Tensor, Tensor], Tensor]) -> str | None:
@@ -83,7 +83,7 @@ def check_largest_step(function: Callable[[int, int, float, float], float]) -> s
             return f"{case}: give one number"
         if math.isclose(given, right, rel_tol=1e-6):
             continue
-        grown = inverse_scale._largest_eigenvalue(height, width)
+        grown = inverse_scale.largest_eigenvalue(height, width)
         wrong = {
             "that is the bound with every edge closed: gamma moves as well where edges are open": (
                 2 / (kappa * (1 + grown / nu))
@@ -141,7 +141,7 @@ def check_price(function: Callable[[Tensor, float, float], tuple[float, float]])
 
 
 def _price(x: Tensor, nu: float, level: float) -> tuple[float, float]:
-    settings = inverse_scale.PathSettings(nu=nu)
+    settings = path_steps.PathSettings(nu=nu)
     path = inverse_scale.inverse_scale_path(x, levels=[level], settings=settings)
     error = 255 * (x - path.images[0]).square().mean().sqrt().item()
     return path.steps.double().median().item(), error

@@ -8,13 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ersm_lab.networks.sparse_coding import (
-    analyse,
-    largest_eigenvalue,
-    sparse_code,
-    synthesise,
-    unit_atoms,
-)
+from ersm_lab.networks.fista import analyse, largest_eigenvalue, sparse_code, synthesise
+from ersm_lab.networks.sparse_coding import unit_atoms
 
 TOLERANCE = 1e-9
 

@@ -42,6 +42,7 @@ class Criteria:
 
 
 CRITERIA = Criteria()
+OUTCOMES = {"holds": "reproduced", "fails": "not reproduced", "open": "open"}  # of a claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,19 @@ def decided(found: Difference, *, above: float, gone: float, seeds: int = 3) -> 
     if found.low > above:
         return "holds"
     return "fails" if found.high < gone else "open"
+
+
+def better(found: Difference, *, unit: str = "points") -> tuple[str, str]:
+    """Outcome and figure of "better than": an interval above zero is *reproduced*; below
+    zero, or around it but with less than one unit above, *not reproduced*; else *open*.
+
+    Fewer than three seeds leave it open.
+    """
+    figure = (
+        f"{found.mean:+.2f} {unit}, 95 % interval {found.low:+.2f} to {found.high:+.2f}, "
+        f"{len(found.seeds)} seed{'s' if len(found.seeds) != 1 else ''}"
+    )
+    return OUTCOMES[decided(found, above=0, gone=1)], figure
 
 
 def accuracy_is_preserved(

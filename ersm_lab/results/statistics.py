@@ -123,6 +123,38 @@ def paired(
     )
 
 
+def gap(
+    method: Sequence[dict],
+    base: Sequence[dict],
+    names: Sequence[str],
+    *,
+    base_names: Sequence[str] | None = None,
+    confidence: float = 0.95,
+) -> Difference | None:
+    """Paired difference of accuracy, averaged over a suite's conditions; None without a common seed.
+
+    An image counts with the mean over all conditions.
+
+    Args:
+        method, base: records of one suite of the seeds of two methods.
+        names: conditions, each of the same weight.
+        base_names: those of the base, where they are others.
+        confidence: of the interval, 0 to 1.
+
+    Raises:
+        ValueError: no or other conditions, or records without answers.
+    """
+    checks.several("method", method, least=0)
+    checks.several("base", base, least=0)
+    sides = [
+        {record["seed"]: answer_bits.share_right(record, chosen) for record in group}
+        for group, chosen in ((method, names), (base, base_names or names))
+    ]  # {seed: (N,)}
+    if not sides[0].keys() & sides[1].keys():
+        return None
+    return paired(*sides, confidence=confidence)
+
+
 def standard_error(gaps: np.ndarray) -> tuple[float, float]:
     """Of the mean of gaps (S, N) over seeds and images, and its degrees of freedom."""
     seeds, images = gaps.shape

@@ -7,7 +7,7 @@ from torch import nn
 
 from ersm_attach import attach_energy_mask
 from ersm_lab.networks import backbones, controls, filled_mask, norms, pruning
-from ersm_lab.networks.sparse_coding import attach_sparse_coding, sdnet18
+from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18
 from ersm_lab.training.config import Config, Experiment
 
 

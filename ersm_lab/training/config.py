@@ -9,7 +9,7 @@ from ersm_lab.evaluation import deletion
 from ersm_lab.images.smoothed import Smoothing
 from ersm_lab.networks import controls, filled_mask, norms
 from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.networks.sparse_coding import CSCSettings
+from ersm_lab.networks.fista import CSCSettings
 from ersm_lab.networks.token_net import TokenNetSettings
 from ersm_lab.training import protocols
 from ersm_lab.training.loop import TrainSettings

@@ -10,6 +10,9 @@ from html import escape
 from ersm_lab.results import records
 from ersm_lab.results.statistics import of
 
+NOT_RUN = "not yet run"
+NOT_MADE = f"{NOT_RUN}: `make reproduce`"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -36,6 +39,15 @@ class Table:
         return "\n".join([self.caption, *cells] if self.caption else cells)
 
     __repr__ = __str__
+
+
+def mean_sd(values: Sequence[float], *, factor: float = 1, digits: int = 1, none: str = "–") -> str:
+    """Mean ± standard deviation over seeds of so many times the values; `none` where there are none."""
+    values = [factor * value for value in values]
+    if not values:
+        return none
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def percent(group: Sequence[dict], metric: str) -> str:

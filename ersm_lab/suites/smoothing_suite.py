@@ -8,22 +8,18 @@ resolution, over frequency smoothing, too. Its tables are not public; the condit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import scipy.fft
-import torch
 from torch import Tensor, nn
 
 from ersm_lab.common import checks
 from ersm_lab.evaluation import inference
-from ersm_lab.images import inverse_scale, perturbations
+from ersm_lab.images import corruptions, occlusion, resolution
 from ersm_lab.images.data import ImageSet
-from ersm_lab.images.inverse_scale import PathSettings
+from ersm_lab.images.frequency import blur_of_equal_error, retained_energy
+from ersm_lab.images.path_steps import PathSettings
 from ersm_lab.images.smoothed import at_level
-from ersm_lab.results import answer_bits, statistics
-from ersm_lab.results.statistics import Difference
 
 SMOOTHINGS = ("sparsified", "low-pass", "blur")
 
@@ -37,7 +33,7 @@ class SmoothingSuite:
         levels: of sparsity; low-pass and blur are matched to the sparsified images.
         path: settings of the inverse scale path; None is `PathSettings()`.
         sides: of the low resolutions, in pixels.
-        corruptions: of `perturbations.KINDS`.
+        corruptions: of `corruptions.KINDS`.
         severities: of each corruption, 1 to 5.
         first: a level and severities. Corrupted images of these severities are also sparsified to the
             level, or smoothed by frequency to the same energy, before the network sees them: it is
@@ -70,10 +66,10 @@ class SmoothingSuite:
             checks.a("path", self.path, PathSettings)
         checks.several("sides", self.sides, least=0)
         for side in self.sides:
-            checks.whole("sides", side, most=perturbations.MOST_SIDE)
+            checks.whole("sides", side, most=occlusion.MOST_SIDE)
         checks.several("corruptions", self.corruptions, least=0)
         for kind in self.corruptions:
-            checks.choice("corruptions", kind, perturbations.KINDS)
+            checks.choice("corruptions", kind, corruptions.KINDS)
         _check_severities("severities", self.severities)
         if self.first is not None:
             checks.several("first", self.first, least=2, most=2)
@@ -95,7 +91,7 @@ class SmoothingSuite:
 def _check_severities(name: str, severities: Sequence[int]) -> None:
     checks.several(name, severities, least=0)
     for severity in severities:
-        checks.whole(name, severity, most=perturbations.SEVERITIES[-1])
+        checks.whole(name, severity, most=corruptions.SEVERITIES[-1])
 
 
 SUITES = {
@@ -133,7 +129,7 @@ def measure(
         metrics["accuracy"][name] = right.double().mean().item()
         if name.startswith(SMOOTHINGS):
             x, y = _floats(test.images), _floats(images)
-            metrics["energy"][name] = inverse_scale.retained_energy(x, y).mean().item()
+            metrics["energy"][name] = retained_energy(x, y).mean().item()
             metrics["error"][name] = 255 * (x - y).double().square().mean().sqrt().item()
     return metrics, answers
 
@@ -157,10 +153,10 @@ def conditions(images: Tensor, *, settings: SmoothingSuite) -> Iterator[tuple[st
         for kind, smooth in smoothed(images, level, path=settings.path).items():
             yield f"{kind}-{round(100 * level)}", smooth
     for side in settings.sides:
-        yield f"resolution-{side}", perturbations.low_resolution(images, side)
+        yield f"resolution-{side}", resolution.low_resolution(images, side)
     for kind in settings.corruptions:
         for severity in settings.severities:
-            corrupted = perturbations.corrupt(images, kind, severity, seed=settings.seed)
+            corrupted = corruptions.corrupt(images, kind, severity, seed=settings.seed)
             yield f"{kind}-{severity}", corrupted
             if settings.first and severity in settings.first[1]:
                 for words, low_pass in (("sparsified", False), ("low-pass", True)):
@@ -206,152 +202,3 @@ def smoothed(
 
 def _floats(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
-
-
-# --- blur ------------------------------------------------------------------------------------------
-
-
-def blur(x: Tensor, sigma: float | Tensor) -> Tensor:
-    """Gaussian blur by heat flow for a time of sigma^2 / 2; nothing flows over the border.
-
-    Each frequency w of the DCT-II, in radians a pixel, is multiplied by exp(-sigma^2 |w|^2 / 2).
-
-    Args:
-        x: (B, C, H, W).
-        sigma: standard deviation in pixels; one number, or (B,).
-
-    Returns:
-        (B, C, H, W), in x's type; computed in float64.
-
-    Raises:
-        ValueError: NaN, or a sigma that is negative or of other images.
-    """
-    checks.tensor("x", x, "(B, C, H, W)", "floats")
-    if isinstance(sigma, Tensor):
-        shape = f"({len(x)},)" if sigma.dim() else "()"
-        checks.tensor("sigma", sigma, shape, "numbers")
-        if sigma.min() < 0:
-            raise ValueError(f"sigma must be at least 0, got {sigma.min().item():g}")
-    else:
-        checks.number("sigma", sigma, least=0, most=1e6)
-    return _blur(x, sigma)
-
-
-def _blur(x: Tensor, sigma: float | Tensor) -> Tensor:
-    sigma = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
-    gain = _gain(sigma, *x.shape[-2:])[:, None]  # (B, 1, H, W)
-    kept = scipy.fft.idctn(gain * _spectrum(x), axes=(2, 3), norm="ortho")
-    return torch.from_numpy(kept).to(x)
-
-
-def blur_of_equal_error(x: Tensor, y: Tensor) -> Tensor:
-    """Each image blurred so far that its squared error is that of y.
-
-    An error beyond that of the flat image gives the flat image.
-
-    Args:
-        x, y: (B, C, H, W).
-
-    Returns:
-        (B, C, H, W), in x's type.
-
-    Raises:
-        ValueError: NaN, or shapes that differ.
-    """
-    checks.tensor("x", x, "(B, C, H, W)", "floats")
-    checks.tensor("y", y, "(B, C, H, W)", "floats")
-    checks.kin("x and y", x.shape, y.shape)
-    wanted = (x.double() - y.double()).square().sum((1, 2, 3)).cpu().numpy()  # (B,)
-    power = np.square(_spectrum(x)).sum(1)  # (B, H, W)
-    low, high = np.full(len(x), -4.0), np.full(len(x), 4.0)  # log10 of sigma
-    for _ in range(50):
-        middle = (low + high) / 2
-        lost = (power * np.square(1 - _gain(10**middle, *x.shape[-2:]))).sum((1, 2))  # (B,)
-        low, high = np.where(lost < wanted, middle, low), np.where(lost < wanted, high, middle)
-    sigma = np.where(wanted > 0, 10 ** ((low + high) / 2), 0)
-    return _blur(x, torch.from_numpy(sigma))
-
-
-def _spectrum(x: Tensor) -> np.ndarray:
-    return scipy.fft.dctn(x.double().cpu().numpy(), axes=(2, 3), norm="ortho")  # (B, C, H, W)
-
-
-def _gain(sigma: np.ndarray, height: int, width: int) -> np.ndarray:
-    """exp(-sigma^2 |w|^2 / 2), (B, H, W)."""
-    rows, columns = (
-        np.exp(-((sigma[:, None] * np.pi * np.arange(n) / n) ** 2) / 2) for n in (height, width)
-    )
-    return rows[:, :, None] * columns[:, None, :]
-
-
-# --- answers in a record ---------------------------------------------------------------------------
-
-
-def pack(answers: Mapping[str, Tensor]) -> str:
-    """The answers of `measure` as the text of a record's `answers`: one condition after the other."""
-    checks.a("answers", answers, Mapping)
-    for right in answers.values():
-        checks.tensor("answers", right, "(N,)", "bools")
-    return answer_bits.pack(torch.cat(list(answers.values())))
-
-
-def unpack(record: Mapping) -> dict[str, Tensor]:
-    """Bools (N,) by condition, from a record whose metrics and answers `measure` and `pack` made.
-
-    Raises:
-        ValueError: it holds no answers.
-    """
-    checks.a("record", record, Mapping)
-    if record["answers"] is None:
-        raise ValueError(f"{record['name']} holds no answers: run it again")
-    names: Sequence[str] = list(record["metrics"]["accuracy"])
-    bits = answer_bits.unpack(record["answers"], len(names) * record["metrics"]["images"])
-    return dict(zip(names, bits.chunk(len(names)), strict=True))
-
-
-# --- differences -----------------------------------------------------------------------------------
-
-
-def difference(
-    method: Sequence[Mapping],
-    base: Sequence[Mapping],
-    names: Sequence[str],
-    *,
-    base_names: Sequence[str] | None = None,
-    confidence: float = 0.95,
-) -> Difference:
-    """Paired difference of accuracy, averaged over conditions, as `statistics.difference` does it.
-
-    An image counts with the mean over all conditions.
-
-    Args:
-        method, base: records of the seeds of two methods, as `unpack` takes them.
-        names: conditions, each of the same weight.
-        base_names: those of the base, where they are others.
-        confidence: of the interval, 0 to 1.
-
-    Raises:
-        ValueError: no seed in common, no or other conditions, or records without answers.
-    """
-    checks.several("names", names)
-    if base_names is not None:
-        checks.several("base_names", base_names)
-    for name, group in {"method": method, "base": base}.items():
-        checks.several(name, group)
-    right = {
-        "method": {record["seed"]: _mean_answers(record, names) for record in method},
-        "base": {record["seed"]: _mean_answers(record, base_names or names) for record in base},
-    }
-    return statistics.paired(
-        right["method"],
-        right["base"],
-        confidence=confidence,
-    )
-
-
-def _mean_answers(record: Mapping, names: Sequence[str]) -> np.ndarray:
-    answers = unpack(record)
-    missing = [name for name in names if name not in answers]
-    if missing or not names:
-        raise ValueError(f"{record['name']} holds no {missing or 'names'}: choose of {[*answers]}")
-    return torch.stack([answers[name] for name in names]).double().mean(0).numpy()  # (N,)

@@ -7,7 +7,7 @@
 
 The claim is that of SDNet (Dai et al., arXiv:2210.12945), which shows noise. A sparse code is a
 denoiser, and an evaluation on noise alone flatters any denoiser: so every kind of corruption that
-`perturbations` makes is here.
+`corruptions` makes is here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ersm_lab.common import checks
 from ersm_lab.evaluation import inference
 from ersm_lab.evaluation.sparse_lambda import LabelFreeLambda, oracle_lambda, sparse_layers
-from ersm_lab.images import perturbations
+from ersm_lab.images import corruptions
 from ersm_lab.images.data import ImageSet
-from ersm_lab.results import answer_bits, records, statistics
-from ersm_lab.views.tables import Table
+from ersm_lab.results import statistics
+from ersm_lab.views.tables import NOT_MADE, Table, mean_sd
 
 ROWS = ("plain", "fixed", "label-free", "oracle")  # a network without codes has the first only
 NOISE = "gaussian_noise"
@@ -40,16 +40,16 @@ class LambdaSuite:
         fit_images: the first so many of the training images, for the label-free choice.
         noise_severities: of Gaussian noise, 1 to 5.
         severities: of every other kind.
-        kinds: of `perturbations.KINDS`; Gaussian noise is among them.
+        kinds: of `corruptions.KINDS`; Gaussian noise is among them.
         multiples: lambdas to choose from, as multiples of that of training.
         seed: of what corruptions and the fit draw by lot.
     """
 
     images: int = 1_000
     fit_images: int = 1_000
-    noise_severities: tuple[int, ...] = perturbations.SEVERITIES
+    noise_severities: tuple[int, ...] = corruptions.SEVERITIES
     severities: tuple[int, ...] = (3, 5)
-    kinds: tuple[str, ...] = perturbations.KINDS
+    kinds: tuple[str, ...] = corruptions.KINDS
     multiples: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     seed: int = 0
 
@@ -59,10 +59,10 @@ class LambdaSuite:
         for name in ("noise_severities", "severities"):
             checks.several(name, getattr(self, name))
             for severity in getattr(self, name):
-                checks.whole(name, severity, most=perturbations.SEVERITIES[-1])
+                checks.whole(name, severity, most=corruptions.SEVERITIES[-1])
         checks.several("kinds", self.kinds)
         for kind in self.kinds:
-            checks.choice("kinds", kind, perturbations.KINDS)
+            checks.choice("kinds", kind, corruptions.KINDS)
         checks.several("multiples", self.multiples)
         for multiple in self.multiples:
             checks.number("multiples", multiple, least=0)
@@ -110,7 +110,7 @@ def measure(
     Returns:
         Metrics: `images`, their number; `accuracy` by row and condition, 0 to 1; `mean` by row, over
         Gaussian noise of all severities ("noise") and over all kinds at the other severities ("all"
-        and each group of `perturbations.GROUPS`). With a sparse layer also `lambda` by row and
+        and each group of `corruptions.GROUPS`). With a sparse layer also `lambda` by row and
         condition, in units of the layer's input (label-free: mean over images), and `fit`, the knots
         of the label-free map. A network without one has the row "plain" only.
         Answers: bools (N,) by "row/condition", for all rows but the oracle's.
@@ -171,7 +171,7 @@ def averages(settings: LambdaSuite) -> dict[str, list[str]]:
     """{what: the conditions whose mean it is}: "noise", "all" and the groups of kinds."""
     checks.a("settings", settings, LambdaSuite)
     found = {"noise": [f"{NOISE}-{severity}" for severity in settings.noise_severities]}
-    chosen = {"all": settings.kinds, **perturbations.GROUPS}
+    chosen = {"all": settings.kinds, **corruptions.GROUPS}
     for what, kinds in chosen.items():
         names = [f"{k}-{s}" for k in settings.kinds if k in kinds for s in settings.severities]
         if names:
@@ -184,7 +184,7 @@ def _corrupted(images: Tensor, settings: LambdaSuite) -> Iterator[tuple[str, Ten
         if condition is None:
             yield name, images
         else:
-            yield name, perturbations.corrupt(images, *condition, seed=settings.seed)
+            yield name, corruptions.corrupt(images, *condition, seed=settings.seed)
 
 
 def _label_free(
@@ -201,46 +201,14 @@ def _label_free(
     return right, torch.cat(seen).mean().item()
 
 
-# --- answers in a record ---------------------------------------------------------------------------
-
-
-def pack(answers: Mapping[str, Tensor]) -> str:
-    """The answers of `measure` as the text of a record's `answers`: one condition after the other."""
-    checks.a("answers", answers, Mapping)
-    for right in answers.values():
-        checks.tensor("answers", right, "(N,)", "bools")
-    return answer_bits.pack(torch.cat(list(answers.values())))
-
-
-def unpack(record: Mapping) -> dict[str, Tensor]:
-    """Bools (N,) by "row/condition", from a record whose metrics and answers `measure` made.
-
-    Raises:
-        ValueError: it holds no answers.
-    """
-    checks.a("record", record, Mapping)
-    if record["answers"] is None:
-        raise ValueError(f"{record['name']} holds no answers: run it again")
-    accuracy = record["metrics"]["accuracy"]
-    names = [f"{r}/{name}" for r in ROWS if r in accuracy and r != "oracle" for name in accuracy[r]]
-    bits = answer_bits.unpack(record["answers"], len(names) * record["metrics"]["images"])
-    return dict(zip(names, bits.chunk(len(names)), strict=True))
-
-
 # --- tables from records ---------------------------------------------------------------------------
 
-NOT_RUN = "not yet run: `make reproduce`"
 WORDS = {
     "plain": "",
     "fixed": ", fixed λ",
     "label-free": ", label-free λ",
     "oracle": ", oracle λ (chosen by the test labels)",
 }
-
-
-def of(method: str, *, dataset: str, scale: str) -> list[dict]:
-    """The records of all seeds of a network's suite, named "<method>.lambda"; none is an empty list."""
-    return records.read_all(scale=scale, dataset=dataset, method=f"{method}.lambda")
 
 
 def table(
@@ -258,9 +226,9 @@ def table(
     checks.several("methods", methods)
     lines, images = [], set()
     for method in methods:
-        group = of(method, dataset=dataset, scale=scale)
+        group = statistics.of(f"{method}.lambda", dataset=dataset, scale=scale)
         if not group:
-            lines.append([method, "0", NOT_RUN, *["–"] * (len(columns) - 1)])
+            lines.append([method, "0", NOT_MADE, *["–"] * (len(columns) - 1)])
         for row in ROWS:
             if group and row in group[0]["metrics"]["accuracy"]:
                 shown = [_percent(group, row, where) for where in columns.values()]
@@ -273,14 +241,12 @@ def table(
 
 def _percent(group: Sequence[dict], row: str, where: str) -> str:
     part, _, name = where.partition(".")
-    values = [100 * record["metrics"][part][row][name] for record in group]
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}"
+    return mean_sd([100 * record["metrics"][part][row][name] for record in group])
 
 
 def noise_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
     """Accuracy on clean images and under Gaussian noise of every severity, and the mean of these."""
-    severities = perturbations.SEVERITIES
+    severities = corruptions.SEVERITIES
     columns = {"clean": "accuracy.clean"}
     columns |= {f"severity {s}": f"accuracy.{NOISE}-{s}" for s in severities}
     columns["mean of 1 to 5"] = "mean.noise"
@@ -291,58 +257,34 @@ def noise_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
 def kinds_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
     """Accuracy under every group of corruptions, and their mean, every kind alike."""
     columns = {"noises": "mean.noises"}
-    columns |= {group: f"mean.{group}" for group in perturbations.GROUPS if group != "noise"}
+    columns |= {group: f"mean.{group}" for group in corruptions.GROUPS if group != "noise"}
     columns["all kinds"] = "mean.all"
     where = dict(methods=methods, dataset=dataset, scale=scale)
     return table(columns, caption="Accuracy under corruptions of severities 3 and 5", **where)
 
 
 def gap(
-    first: Sequence[dict],
-    second: Sequence[dict],
-    rows: tuple[str, str],
-    names: Sequence[str],
+    method: Sequence[dict], base: Sequence[dict], rows: tuple[str, str], names: Sequence[str]
 ) -> statistics.Difference | None:
     """Mean accuracy over some conditions, a row of one network minus a row of another.
 
-    Paired over seeds and test images as `statistics.difference`; an image counts with the mean of its
-    conditions.
-
     Args:
-        first, second: records of the suites of two networks, or of one.
+        method, base: records of the suites of two networks, or of one.
         rows: of `ROWS`, one for each; the oracle has no answers and cannot be compared.
         names: conditions.
 
     Returns:
-        None where they have no seed in common.
+        As `statistics.gap`.
 
     Raises:
         ValueError: no conditions, or such as the records do not hold.
     """
-    checks.several("first", first, least=0)
-    checks.several("second", second, least=0)
     checks.several("rows", rows, least=2, most=2)
     checks.several("names", names)
-    for group, row in zip((first, second), rows, strict=True):
-        for record in group:
-            missing = {f"{row}/{name}" for name in names} - unpack(record).keys()
-            if missing:
-                raise ValueError(
-                    f"{record['name']} has no answers of the rows and names {sorted(missing)}"
-                )
-    right = [
-        {
-            r["seed"]: torch.stack([unpack(r)[f"{row}/{n}"] for n in names])
-            .double()
-            .mean(0)
-            .numpy()
-            for r in group
-        }
-        for group, row in zip((first, second), rows, strict=True)
-    ]  # by seed, (N,)
-    if not right[0].keys() & right[1].keys():
-        return None
-    return statistics.paired(*right)
+    for row in rows:
+        checks.choice("rows", row, ROWS)
+    own, others = ([f"{row}/{name}" for name in names] for row in rows)
+    return statistics.gap(method, base, own, base_names=others)
 
 
 def gaps_table(
@@ -351,7 +293,9 @@ def gaps_table(
     """What the ledger of claims asks: label-free against fixed lambda and against the base network."""
     if settings is None:
         checks.choice("scale", scale, SUITES)
-    sparse, dense = (of(name, dataset=dataset, scale=scale) for name in (method, base))
+    sparse, dense = (
+        statistics.of(f"{name}.lambda", dataset=dataset, scale=scale) for name in (method, base)
+    )
     over, lines = averages(settings or SUITES[scale]), []
     asked = [
         ("label-free λ minus fixed λ", sparse, ("label-free", "fixed")),
@@ -363,7 +307,7 @@ def gaps_table(
             label = {"clean": "clean", "noise": "Gaussian noise, 1 to 5", "all": "all kinds"}[what]
             found = gap(sparse, other, rows, where) if sparse and other else None
             if found is None:
-                lines.append([words, label, "0", NOT_RUN, "–", "–"])
+                lines.append([words, label, "0", NOT_MADE, "–", "–"])
                 continue
             each = ", ".join(f"{value:+.1f}" for value in found.by_seed)
             interval = f"{found.low:+.1f} to {found.high:+.1f}"

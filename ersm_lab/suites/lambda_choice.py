@@ -26,20 +26,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ersm_lab.common import checks
-from ersm_lab.evaluation import inference, lambda_suite
+from ersm_lab.evaluation import inference
 from ersm_lab.evaluation.inference import evaluating
-from ersm_lab.evaluation.lambda_suite import NOISE, LambdaSuite
 from ersm_lab.evaluation.sparse_lambda import (
     LabelFreeLambda,
     oracle_lambda,
     sparse_layers,
     using_lambda,
 )
-from ersm_lab.images import perturbations
+from ersm_lab.images import corruptions
 from ersm_lab.images.data import ImageSet
-from ersm_lab.results import records, statistics
+from ersm_lab.results import statistics
 from ersm_lab.results.statistics import Difference
-from ersm_lab.views.tables import Table
+from ersm_lab.suites import lambda_suite
+from ersm_lab.suites.lambda_suite import NOISE, LambdaSuite
+from ersm_lab.views.tables import NOT_MADE, Table, mean_sd
 
 ROWS = ("as-trained", "fixed", "label-free", "line", "oracle")
 CHOSEN = ("line", "label-free")  # the two that are methods
@@ -267,7 +268,7 @@ def measure(
     for name, condition in lambda_suite.conditions(settings).items():
         images = test.images
         if condition is not None:
-            images = perturbations.corrupt(images, *condition, seed=settings.seed)
+            images = corruptions.corrupt(images, *condition, seed=settings.seed)
         data = replace(test, images=images)
         residuals = tuned.residuals(data.normalise(images))  # (N,)
         lambdas = {
@@ -315,11 +316,6 @@ def measure(
 # --- from records ----------------------------------------------------------------------------------
 
 
-def of(method: str, *, dataset: str, scale: str) -> list[dict]:
-    """The records of all seeds of a network's suite; none is an empty list."""
-    return records.read_all(scale=scale, dataset=dataset, method=f"{method}.lambda-choice")
-
-
 def direction(group: Sequence[Mapping], row: str) -> Difference:
     """Mean of `direction` over seeds with its 95 % interval."""
     values = [record["metrics"]["direction"][row] for record in group]
@@ -337,17 +333,18 @@ WORDS = {
 
 def table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
     """A line for each network and way: accuracy, and lambda over that of training, means over seeds."""
-    noise, lines = [f"{NOISE}-{severity}" for severity in perturbations.SEVERITIES], []
+    noise, lines = [f"{NOISE}-{severity}" for severity in corruptions.SEVERITIES], []
     for method in methods:
-        group = [record["metrics"] for record in of(method, dataset=dataset, scale=scale)]
+        found = statistics.of(f"{method}.lambda-choice", dataset=dataset, scale=scale)
+        group = [record["metrics"] for record in found]
         if not group:
-            lines.append([method, "0", lambda_suite.NOT_RUN, *["–"] * 4])
+            lines.append([method, "0", NOT_MADE, *["–"] * 4])
             continue
         for row in ROWS:
-            cells = [_spread([100 * m["accuracy"][row]["clean"] for m in group])]
+            cells = [mean_sd([100 * m["accuracy"][row]["clean"] for m in group])]
             for what in ("noise", "all"):
                 values = [100 * m["mean"][row][what] for m in group if what in m["mean"][row]]
-                cells.append(_spread(values) if values else "–")
+                cells.append(mean_sd(values))
             ratios = [
                 [m["lambda"][row][name] / m["lambda"]["fixed"]["clean"] for name in names]
                 for m in group
@@ -362,8 +359,3 @@ def table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
         f"over seeds; {dataset}, {scale} scale"
     )
     return Table(header=header, rows=lines, caption=caption)
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}"
