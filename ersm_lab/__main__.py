@@ -162,12 +162,12 @@ def probe(options: argparse.Namespace) -> int:
     print(f"{len(outcomes)} probes of {len(found)} records:", end=" ")
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     _print_why(found, stands)
+    broken = counts[standing.CURRENT] < len(found)
     for name, error in failed.items():
         absent = name.startswith("data/") and isinstance(error, FileNotFoundError)
         print(f"{'not at hand' if absent else 'failed'}: {name}: {_message(error)}")
-        if absent:
-            failed[name] = None
-    return 1 if counts[standing.CURRENT] < len(found) or any(failed.values()) else 0
+        broken = broken or not absent
+    return 1 if broken else 0
 
 
 def _probes_of(record: dict[str, Any]) -> list[Any]:

@@ -96,6 +96,8 @@ class Judge:
 
     def __call__(self) -> str:
         experiment, suite = self.job.experiment, self.job.suite
+        if suite is None:
+            raise ValueError(f"{self.job.name} asks no suite: it is a training")
         probe = probes.taken(experiment, suite)
         record = judging.judge(experiment, suite, probe=probe, progress=False)
         return f"asked {record['metrics']['images']} images"
@@ -198,7 +200,8 @@ def _worth(job: Job) -> tuple:
 def _beforehand(job: Job) -> list[Task]:
     """What is made once for many: perturbed test images, smoothed training images."""
     experiment, config = job.experiment, job.experiment.config
-    dataset, found = experiment.dataset, []
+    dataset = experiment.dataset
+    found: list[tuple[str, Perturb | Smooth]] = []
     if job.suite in ("occlusion", "corruption"):
         settings = judging.PRESETS[experiment.scale][job.suite]
         if (settings.images or records.TEST_IMAGES) < judging.KEPT_FROM:
@@ -208,18 +211,24 @@ def _beforehand(job: Job) -> list[Task]:
         else:
             parts = {kind: replace(settings, kinds=(kind,)) for kind in perturbations.KINDS}
         for part, own in parts.items():
-            work = Perturb(suite=job.suite, dataset=dataset, settings=own)
-            found.append((f"{dataset}: {part}", work))
+            made = Perturb(suite=job.suite, dataset=dataset, settings=own)
+            found.append((f"{dataset}: {part}", made))
     elif job.suite is None and isinstance(config, BaselineConfig) and config.smoothing:
         count, path = config.train_images or data.SHAPES_SIZE["train"], config.smoothing.path
         levels = {level for _, level in config.smoothing.stages if level}
         for level, start in itertools.product(sorted(levels), range(0, count, PART)):
-            part = slice(start, min(start + PART, count))
-            own = {"limit": config.train_images, "part": part}
-            work = Smooth(dataset=dataset, level=level, path=path, **own)
-            found.append((f"{dataset}: training images {start}+ at {level:g}", work))
-    settings = {"like": ("prepare",), "worth": (1,), "beforehand": True}
-    return [Task(name=name, work=work, **settings) for name, work in found]
+            smooth = Smooth(
+                dataset=dataset,
+                level=level,
+                path=path,
+                limit=config.train_images,
+                part=slice(start, min(start + PART, count)),
+            )
+            found.append((f"{dataset}: training images {start}+ at {level:g}", smooth))
+    return [
+        Task(name=name, work=work, like=("prepare",), worth=(1,), beforehand=True)
+        for name, work in found
+    ]
 
 
 def spare_processes(workers: int) -> int:
@@ -248,7 +257,8 @@ class Clock:
 
     @classmethod
     def of(cls, scale: str) -> Clock:
-        device, taken = best_device(), {}
+        device = best_device()
+        taken: dict[str, list[float]] = {}
         for record in records.read_all(scale=scale):
             if record["device"]["type"] == device and record["tolerance"]:
                 method, _, suite = record["method"].rpartition(".")
@@ -343,6 +353,7 @@ def work(
             for worker in _answered(busy, min(left, 5.0)):
                 seconds = time.monotonic() - worker.begun
                 task, worker.task = worker.task, None
+                assert task is not None  # it is busy
                 try:
                     well, words = worker.line.recv()
                 except (EOFError, ConnectionError):  # nobody is there any more
@@ -367,8 +378,8 @@ def work(
             worker.process.join(5)
             worker.process.kill()
         bar.close()
-    left = (*stopped, *(task.name for task in waiting))
-    return Summary(done=tuple(done), failed=failed, left=left)
+    undone = (*stopped, *(task.name for task in waiting))
+    return Summary(done=tuple(done), failed=failed, left=undone)
 
 
 def _next(waiting: Sequence[Task], ended: set[str], clock: Clock, left: float) -> Task | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def look(model: nn.Module, data: ImageSet) -> tuple[Tensor, dict[str, Tensor]]:
         for x, _ in data.inputs():
             logits.append(model(x).float())
             for layer, mask in masks.items():
-                seen[layer].append(mask.state.mask)
+                seen[layer].append(checks.state(mask).mask)
     whole = checks.answers(torch.cat(logits))
     return whole, {layer: torch.cat(parts) for layer, parts in seen.items()}
 
@@ -101,9 +102,9 @@ def replaced_mask(mask: EnergyMask, change: Callable[[Tensor], Tensor]) -> Itera
     checks.function("change", change)
 
     def use_instead(module: EnergyMask, args: tuple[Tensor], output: Tensor) -> Tensor:
-        own = module.state.mask  # (B, 1, H, W)
-        m = change(own).expand_as(own)  # (B, 1, H, W)
-        module.state = module.state._replace(mask=m)
+        state = checks.state(module)
+        m = change(state.mask).expand_as(state.mask)  # (B, 1, H, W)
+        module.state = state._replace(mask=m)
         if module.patch_size > 1:
             m = F.interpolate(m, scale_factor=module.patch_size, mode="nearest")
         return args[0] * m.to(output.dtype)  # (B, C, H, W)
@@ -211,11 +212,11 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
     if not masks:
         raise ValueError("model has no energy mask, and so no invariants: attach one")
     logits = predict(model, some)
-    m = [mask.state.mask for mask in masks]  # (B, 1, H, W) each
+    states = [checks.state(mask) for mask in masks]  # of maps (B, 1, H, W)
     found = {
-        "mask_min": min(each.min().item() for each in m),
-        "mask_max": max(each.max().item() for each in m),
-        "energy_min": min(mask.state.energy.min().item() for mask in masks),
+        "mask_min": min(state.mask.min().item() for state in states),
+        "mask_max": max(state.mask.max().item() for state in states),
+        "energy_min": min(state.energy.min().item() for state in states),
     }
     if not (found["mask_min"] >= 0 and found["mask_max"] <= 1 and found["energy_min"] >= 0):
         raise RuntimeError(f"a mask outside 0 to 1, or a negative energy: {found}")
@@ -258,7 +259,7 @@ def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = 
         checks.labelled("validation", validation)
     logits, masks = look(model, data)
     mirrored = _logits(model, data, mirror=True)
-    metrics = {
+    metrics: dict[str, Any] = {
         "test_accuracy": _share_right(logits, data),
         "test_accuracy_flip": _share_right(logits + mirrored, data),
         "parameters": sum(p.numel() for p in model.parameters()),

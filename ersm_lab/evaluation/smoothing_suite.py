@@ -238,8 +238,8 @@ def blur(x: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float | Tensor) -> Tensor:
-    sigma = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
-    gain = _gain(sigma, *x.shape[-2:])[:, None]  # (B, 1, H, W)
+    each = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
+    gain = _gain(each, *x.shape[-2:])[:, None]  # (B, 1, H, W)
     kept = scipy.fft.idctn(gain * _spectrum(x), axes=(2, 3), norm="ortho")
     return torch.from_numpy(kept).to(x)
 
