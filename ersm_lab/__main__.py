@@ -325,7 +325,7 @@ def export_demo(options: argparse.Namespace) -> int:
 
 def _run_queue(options: argparse.Namespace) -> int:
     """All that a scale wants, suites included, several at a time and within a time."""
-    from ersm_lab import queue
+    from ersm_lab import queue, tasks
 
     if options.names or options.force or options.dry_run:
         raise ValueError(
@@ -334,8 +334,8 @@ def _run_queue(options: argparse.Namespace) -> int:
         )
     scale = options.scale or "smoke"
     asked = {"dataset": options.dataset or "auto", "methods": options.method}
-    todo = queue.tasks(scale, **asked, seeds=options.seed, cards=not options.no_cards)
-    clock = queue.Clock.of(scale)
+    todo = tasks.missing(scale, **asked, seeds=options.seed, cards=not options.no_cards)
+    clock = tasks.clock(scale)
     seconds = [clock.seconds(task) for task in todo]
     workers = 1 if options.workers is None else options.workers
     if workers < 1:
@@ -347,9 +347,15 @@ def _run_queue(options: argparse.Namespace) -> int:
     print(f"{len(todo)} tasks, about {hours:.2g} hours for {workers} workers")
     if options.plan:
         return 0
-    settings = {"workers": workers, "within": options.within, "threads": options.threads}
-    settings["helpers"] = queue.spare_processes(workers)
-    found = queue.work(todo, clock=clock, **settings)
+    found = queue.work(
+        todo,
+        workers=workers,
+        helpers=tasks.spare_processes(workers),
+        within=options.within,
+        clock=clock,
+        begin=tasks.UseThreads(count=options.threads),
+        after=tasks.free_memory,
+    )
     print(f"{len(found.done)} done, {len(found.failed)} failed, {len(found.left)} left for later")
     for name, reason in found.failed.items():
         print(f"failed: {name}: {reason}")

@@ -20,7 +20,7 @@ def pytest_xdist_auto_num_workers(config):
 # left alone with one of them at the end.
 SLOW = (
     "test_workflow.py",
-    "test_queue.py",
+    "test_tasks.py",
     "test_teaching.py",
     "test_probes.py",
     "test_faults.py",

@@ -13,7 +13,14 @@ from pathlib import Path
 from watched import Watch, run_side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
-NBVAL = ("-q", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600")
+NBVAL = (
+    "-q",
+    "-p",
+    "nbval.plugin",
+    "--nbval-lax",
+    "--nbval-current-env",
+    "--nbval-cell-timeout=600",
+)
 
 
 def main() -> int:
@@ -31,6 +38,7 @@ def main() -> int:
     env = os.environ | {
         "ERSM_SCALE": "smoke",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a second a notebook
     }
     failed = []
     # A notebook run can stall for no visible reason: then it is stopped and started once more.

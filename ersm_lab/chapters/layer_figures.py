@@ -21,7 +21,7 @@ _BOXES = {
     "z": (3.8, 2.1, "logit", r"$z_i = w^\top \hat p_i + b_i$"),
     "a": (3.8, 0.0, "agreement", r"$a_i = \sum_{j \in N(i)} \hat p_i^\top \hat p_j$"),
     "m": (5.7, 2.1, "mask", r"$m_i = \sigma(-z_i / T)$"),
-    "e": (5.7, 0.0, "energy", r"$e_i = \lambda_u s(z_i) + \lambda_p s(a_i)$"),
+    "e": (5.7, 0.0, "energy", r"$\lambda_u\,\mathrm{sp}(z_i) + \lambda_p\,\mathrm{sp}(a_i)$"),
     "y": (7.6, 2.1, "what is passed on", r"$m_i\, p_i$"),
     "l": (7.6, 0.0, "what is paid", r"$m_i\, e_i$,  its mean is $L_{reg}$"),
 }
@@ -81,7 +81,7 @@ def layer_diagram(
     # x itself goes on to the multiplication, over the top
     _arrow(canvas, _point("x", 0.5, 1.5), _point("y", 0.5, 1.3), corner=(0.5, 3.62))
     canvas.text(4.3, 3.66, "the tokens themselves, not normalised", ha="center", va="bottom")
-    legend = "$s$ is softplus. Logit: red is above 0,\nblue below. Other maps: light is high."
+    legend = "sp is softplus. Logit: red is above 0,\nblue below. Other maps: light is high."
     canvas.text(0.0, -0.47, legend, ha="left", va="bottom", fontsize=9)
     return figure
 

@@ -37,7 +37,7 @@ RANKINGS = {  # of the records -> words, and the marker that tells it apart
     "norm": ("norm of the token", "s"),
     "centre": ("centre prior", "^"),
     "energy": ("full energy e", "D"),
-    "random": ("by lot", "v"),
+    "random": ("random", "v"),
 }
 
 

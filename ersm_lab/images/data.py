@@ -301,7 +301,7 @@ def _textured_shapes(
     Where that folder cannot be written, or what lies in it not be read, they are drawn again.
     """
     if count <= 5_000:  # seconds
-        return shapes.textured_shapes(count, seed=seed, spurious=spurious)
+        return _few_shapes(count, seed, spurious)
     source = records.source_hash([shapes.__file__])[0][:12]
     path = records.home() / "data" / "cache" / f"{name}-{seed}-{count}-{source}.pt"
     if path.is_file():
@@ -319,6 +319,11 @@ def _textured_shapes(
             stacklevel=2,
         )
     return made
+
+
+@lru_cache(maxsize=4)  # as of `_official`
+def _few_shapes(count: int, seed: int, spurious: float | None) -> shapes.TexturedShapes:
+    return shapes.textured_shapes(count, seed=seed, spurious=spurious)
 
 
 # --- batches ---------------------------------------------------------------------------------------

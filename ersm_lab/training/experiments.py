@@ -3,7 +3,7 @@
 Each row is a method at a scale; its seeds differ in nothing else. Settings of the `laptop`
 scale were chosen on validation images; `smoke` takes seconds and only shows that the code runs; `full`
 wants a GPU: its network and schedule are those of a published speed run, and all that concerns the
-mask is as at `laptop` scale, where it was chosen. `queue` works through it.
+mask is as at `laptop` scale, where it was chosen. `tasks` and `queue` work through it.
 """
 
 from __future__ import annotations
