@@ -56,7 +56,7 @@ test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
 coverage: data  ## run the unit tests and say how many lines of each room they run (TESTS=tests/test_....py)
 	mkdir -p _build
 	$(PY) -m coverage erase
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m coverage run -m pytest -q $(TESTS)
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m coverage run -m pytest -q -n logical --dist worksteal $(TESTS)
 	$(PY) -m coverage combine --quiet
 	$(PY) tools/coverage_by_room.py
 
