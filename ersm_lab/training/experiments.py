@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -564,7 +566,7 @@ def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | 
     return record if record and not why_not(experiment, record, root=root) else None
 
 
-def why_not(experiment: Experiment, record: dict, *, root: Path | None = None) -> str:
+def why_not(experiment: Experiment, record: Mapping[str, Any], *, root: Path | None = None) -> str:
     """Why a record no longer stands for its experiment; empty where it does.
 
     Its settings are today's and its code behaves as it did (`standing`; one whose probes have not been
