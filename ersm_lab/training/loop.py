@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from ersm_core import EnergyMask, energy_loss
 from ersm_lab.common import checkpoints, checks
 from ersm_lab.common.checkpoints import save_atomically
 from ersm_lab.common.files import Damaged, set_aside
-from ersm_lab.images.data import Augment, ImageSet
+from ersm_lab.images.data import Augment
 from ersm_lab.training.distributed import synchronise_batch_norm
 
 if TYPE_CHECKING:  # `make_fabric` imports it: only who trains waits seconds for it
@@ -154,9 +154,17 @@ def make_fabric(*, precision: str = "auto", device: str = "auto", processes: int
     return fabric
 
 
+class Trainable(Protocol):
+    """Images, or maps in their place, with batches of their own (`images.data.Batches`)."""
+
+    def to(self, device: torch.device) -> Trainable: ...
+
+    def batches(self, **settings: Any) -> Any: ...
+
+
 def train(
     model: nn.Module,
-    data: ImageSet,
+    data: Trainable,
     settings: TrainSettings,
     *,
     seed: int,
