@@ -277,7 +277,7 @@ def export_network(model: CifarNet, *, side: int = 32) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # as it is without dynamo
+    assert program is not None  # as it would be without dynamo
     for part in (program.model, program.model.graph, *program.model.graph):
         part.metadata_props.clear()  # of the nodes they hold the paths of this machine
     file = io.BytesIO()

@@ -109,7 +109,10 @@ def _machines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
         (_machine(r), ", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)) for r in found
     )
     plain = records.without_markup
-    return [(plain(on), plain(with_), count) for (on, with_), count in counts.most_common()]
+    return [
+        (plain(machine), plain(versions), count)
+        for (machine, versions), count in counts.most_common()
+    ]
 
 
 def _groups(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
