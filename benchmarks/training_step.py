@@ -22,7 +22,7 @@ from ersm_lab.common.timing import side_by_side
 from ersm_lab.images import data
 from ersm_lab.images.data import Augment
 from ersm_lab.networks import backbones
-from ersm_lab.training import experiments
+from ersm_lab.training import methods
 from ersm_lab.training.loop import TrainSettings, make_optimiser, resolve_precision
 
 
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace, device: str, precision: str) -> None:
         variants[f"mask after {layer}"] = step_of(laptop(layer), x, labels, True, precision)
     seconds = side_by_side(variants, arguments.rounds)
     report(f"Laptop preset, batch {arguments.batch}: whole steps", seconds, "dense", whole=True)
-    on = 1 - experiments.TRAIN["laptop"].mask_start
+    on = 1 - methods.TRAIN["laptop"].mask_start
     print(f"Over the whole laptop schedule, with masks on in {100 * on:.0f} % of its steps:")
     for name, values in seconds.items():
         if name != "dense":

@@ -363,14 +363,14 @@ def _run_queue(options: argparse.Namespace) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> list[Any]:
-    from ersm_lab.training import experiments
+    from ersm_lab.training import experiments, methods
 
     if options.names:
         if options.method or options.seed or options.scale or options.dataset:
             raise ValueError("give names, or --scale, --dataset, --method and --seed, not both")
         return [experiments.find(name) for name in options.names]
     scale = options.scale or "smoke"
-    known = experiments.experiments(scale, dataset=options.dataset or "auto")
+    known = methods.experiments_of(scale, dataset=options.dataset or "auto")
     for key, asked in (("method", options.method), ("seed", options.seed)):
         there = sorted({getattr(experiment, key) for experiment in known})
         strange = [value for value in asked or () if value not in there]

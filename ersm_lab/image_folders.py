@@ -22,8 +22,8 @@ from tqdm import tqdm
 from ersm_lab.common import checks
 from ersm_lab.results import records
 from ersm_lab.training import protocol_runs, protocols
+from ersm_lab.training.config import PublishedConfig
 from ersm_lab.training.loop import make_fabric
-from ersm_lab.training.protocol_runs import PublishedConfig
 from ersm_lab.training.protocols import FeatureSet, PublishedProtocol
 from ersm_lab.views.tables import Table, percent
 

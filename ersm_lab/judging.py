@@ -62,8 +62,8 @@ from ersm_lab.images.data import ImageSet
 from ersm_lab.results import answer_bits, records, standing
 from ersm_lab.results.provenance import code_of
 from ersm_lab.training import experiments, runs
+from ersm_lab.training.config import Experiment
 from ersm_lab.training.loop import best_device
-from ersm_lab.training.runs import Experiment
 
 KEPT_FROM = 5_000  # images: so many are not perturbed anew for every network
 BATCH = {"cpu": 250, "cuda": 2_500}  # images a pass; more leave the caches of a small machine
@@ -887,7 +887,7 @@ def judge(
         raise records.RecordNotFound(
             f"{experiment.name} has no current record with a checkpoint in "
             f"{records.results_dir(networks)}: make one with `python -m ersm_lab run "
-            f"{experiment.name}`, and set checkpoint=True in its row of experiments.py if it has none"
+            f"{experiment.name}`, and set checkpoint=True in its row of methods.py if it has none"
         )
     restore = restore or partial(experiments.restore, root=networks, progress=progress)
     model = restore(experiment, network)

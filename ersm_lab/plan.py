@@ -1,6 +1,6 @@
 """What is to be done: every record that a scale wants, in an order that respects what needs what.
 
-The one list of experiments is `experiments.py`; which trained network is asked which suites of
+The one list of experiments is `training/methods.py`; which trained network is asked which suites of
 `judging` stands here. A record that was made with today's settings, by code that still does what it
 did, is left as it is (`standing`).
 `workflow/Snakefile` runs a plan on any number of cores, or on a cluster.
@@ -17,8 +17,8 @@ from ersm_lab.images import data
 from ersm_lab.results import records, standing
 from ersm_lab.results.standing import Outcomes, Standing
 from ersm_lab.training import experiments, runs
-from ersm_lab.training.protocol_runs import PublishedConfig
-from ersm_lab.training.runs import Experiment, RunConfig
+from ersm_lab.training.config import Experiment, PublishedConfig
+from ersm_lab.training.methods import METHODS, experiments_of
 
 _CARD = ("occlusion", "corruption", "resolution", "attacks", "deletion")
 # Whom a suite is worth asking: the rows of the head-to-head, and what a chapter's question needs.
@@ -43,9 +43,7 @@ CARDS: dict[str, tuple[str, ...]] = {
     "resnet18-cutout": _CARD,
     "resnet18-ersm": _CARD,
     "resnet18-sdnet": _CARD,
-} | {
-    method: ("occlusion",) for method, row in experiments.VARIANTS.items() if row.get("checkpoint")
-}
+} | {name: ("occlusion",) for name, m in METHODS.items() if "dropped" in m.parts and m.checkpoint}
 # Where the true objects are known: data set, its suite, whose networks.
 ON_SHAPES = (
     ("shapes", "objects", ("ablation-dense", "ablation-ersm")),
@@ -107,7 +105,7 @@ def wanted(
 
     Args:
         scale: "smoke", "laptop" or "full".
-        dataset: as in `experiments.experiments`.
+        dataset: as in `methods.experiments_of`.
         methods: of the experiments; None is all.
         cards: whether networks are also asked what they do (`CARDS`, and `ON_SHAPES` where all methods
             are wanted).
@@ -115,7 +113,7 @@ def wanted(
     Raises:
         ValueError: an unknown scale, data set or method.
     """
-    trained = experiments.experiments(scale, dataset=dataset)
+    trained = experiments_of(scale, dataset=dataset)
     known = {e.method for e in trained}
     strange = sorted(set(methods or ()) - known)
     if strange:
@@ -125,7 +123,7 @@ def wanted(
     if cards:
         asked = [(e, suite) for e in trained for suite in CARDS.get(e.method, ())]
         for place, suite, whose in ON_SHAPES if methods is None else ():
-            there = experiments.experiments(scale, dataset=place)
+            there = experiments_of(scale, dataset=place)
             own = [e for e in there if e.method in whose]
             trained += [e for e in own if e.name not in {t.name for t in trained}]
             asked += [(e, suite) for e in own]
@@ -159,7 +157,7 @@ def plan(
         elif isinstance(config, PublishedConfig):
             e = job.experiment
             needs = [f"{e.scale}/{e.dataset}/{config.backbone}/seed{e.seed}"]
-        elif isinstance(config, RunConfig):
+        elif config.shares_trunk:
             trunk = runs.trunk_path(job.experiment, records.home())
             needs = [first_on_trunk.setdefault(str(trunk), name)] if trunk else []
         first = tuple(n for n in needs if n in open_ and n != name)
@@ -180,7 +178,7 @@ def standings(
         scale, dataset = name.split("/")[:2]
         if (scale, dataset) not in listed:
             known = dataset in data.DATASETS
-            rows = experiments.experiments(scale, dataset=dataset) if known else []
+            rows = experiments_of(scale, dataset=dataset) if known else []
             listed[scale, dataset] = {experiment.name: experiment for experiment in rows}
         return listed[scale, dataset].get(name)
 

@@ -49,11 +49,9 @@ from ersm_lab.results import records, standing
 from ersm_lab.results.provenance import allowed_cores
 from ersm_lab.results.standing import Numbers, Outcomes
 from ersm_lab.training import experiments, protocol_runs
-from ersm_lab.training.baselines import BaselineConfig
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Config, Experiment, MaskPlace, PublishedConfig
 from ersm_lab.training.loop import TrainSettings
-from ersm_lab.training.protocol_runs import PublishedConfig
-from ersm_lab.training.pruning import PruningConfig
-from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 EPOCHS, BATCH, TRAIN_IMAGES, TEST_IMAGES = 3, 64, 256, 64  # of a training: twelve steps
 # At the rates of a speed run twelve steps make 3 % of a rounding error in single precision. In double
@@ -94,10 +92,30 @@ class Probe:
             return f"data/{self.settings}"
         if self.experiment is None:
             return of_photographs.ID
-        config = self.experiment.config
-        told = [type(config).__name__, sparse(config), sparse(self.settings)]
+        told = [_kind(self), _as_first_hashed(self.experiment.config), sparse(self.settings)]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return f"{self.kind}/{digest[:12]}"
+
+
+# Records hold ids from when each kind of network had a config of its own, with these defaults: an id
+# is hashed as it was then.
+ONCE_DEFAULTS = {"after": "group1", "sparsity": 0.5, "start": 0.6, "ramp": 0.1}
+
+
+def _kind(probe: Probe) -> str:
+    config = probe.experiment.config
+    if isinstance(config, PublishedConfig):
+        return "PublishedConfig"
+    if config.norm or config.dropped or config.sparsity is not None:
+        return (
+            "NormConfig" if config.norm else "VariantConfig" if config.dropped else "PruningConfig"
+        )
+    learned = probe.kind == "training" and getattr(config.backbone, "stem_learned", False)
+    return "BaselineConfig" if config.smoothing or config.coding or learned else "RunConfig"
+
+
+def _as_first_hashed(config: Config | PublishedConfig) -> dict:
+    return {n: v for n, v in sparse(config).items() if (n, v) not in ONCE_DEFAULTS.items()}
 
 
 def sparse(value: Any) -> Any:
@@ -147,14 +165,9 @@ def tiny(experiment: Experiment) -> Experiment:
 
 def tiny_network(experiment: Experiment) -> Experiment:
     """Of an experiment what a suite sees: the network. How it was trained is no longer asked."""
-    config = _narrow(experiment.config)
+    config = _narrow(experiment.config.trained())
     plain = TrainSettings(epochs=1)
-    dense = isinstance(config, PruningConfig)
-    dense |= isinstance(config, BaselineConfig) and config.coding is None
-    if dense:  # what these restore is a plain network
-        return _placed(RunConfig(backbone=config.backbone, train=plain))
-    config = replace(config, train=plain, train_images=None, test_images=None)
-    return _placed(replace(config, smoothing=None) if hasattr(config, "smoothing") else config)
+    return _placed(replace(config, train=plain, train_images=None, test_images=None))
 
 
 def _narrow(config: Any) -> Any:
@@ -252,7 +265,7 @@ def _trained(experiment: Experiment, home: Path) -> Numbers:
     """Curve, metrics and weights of a tiny run, and the logits of the network that was kept."""
     quiet: dict[str, Any] = {"root": home, "progress": False}
     if isinstance(experiment.config, PublishedConfig):
-        frozen = _seeded(_placed(RunConfig(backbone=SMOKE, train=TrainSettings(epochs=1))))
+        frozen = _seeded(_placed(Config(backbone=SMOKE, train=TrainSettings(epochs=1))))
         base = {"metrics": {"test_accuracy": 0.0}, "checkpoint": {"sha256": "0" * 64}}
         backbone = {"backbone": lambda method: (frozen, base)}
         record = protocol_runs.run(experiment, **backbone, **quiet)
@@ -261,7 +274,7 @@ def _trained(experiment: Experiment, home: Path) -> Numbers:
     else:
         record = experiments.run(experiment, **quiet)
         model = experiments.restore(experiment, record, **quiet)
-        start = experiments.home_of(experiment).build(experiment, classes=CLASSES)
+        start = build(experiment, classes=CLASSES)
     told = ("epoch", "steps", "seconds", "shared")  # of a run, but not of what it does
     found: Numbers = {
         f"{name}.{row['epoch']}": value
@@ -300,8 +313,7 @@ def _asked(model: nn.Module, suite: str, settings: Any) -> Numbers:
 
 def _seeded(experiment: Experiment) -> nn.Module:
     """An untrained network with weights, statistics and masks that are far from their start."""
-    home = experiments.home_of(experiment)
-    model = home.build(experiment, classes=CLASSES)
+    model = build(experiment, classes=CLASSES)
     images = lab_data.load("shapes", "train", limit=TRAIN_IMAGES)
     x = images.normalise(images.images)  # (N, 3, 32, 32)
     lots = torch.Generator().manual_seed(0)

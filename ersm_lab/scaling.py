@@ -22,8 +22,8 @@ from torchvision.models import resnet50
 from ersm_lab import cost
 from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
 from ersm_lab.results import records
-from ersm_lab.training import experiments
-from ersm_lab.training.protocol_runs import PublishedConfig
+from ersm_lab.training.config import PublishedConfig
+from ersm_lab.training.methods import BACKBONE, experiments_of
 from ersm_lab.views.tables import Table
 
 TRAINING_IMAGES = 45_000  # of CIFAR-10, without the validation images
@@ -92,7 +92,7 @@ def works() -> list[Work]:
     """What is projected: the full grid of the book, and ERSM on ImageNet."""
     rows = [
         e
-        for e in experiments.experiments("full", dataset="cifar10")
+        for e in experiments_of("full", dataset="cifar10")
         if not isinstance(e.config, PublishedConfig) and e.config.backbone != "resnet18"
     ]
     count: dict[Any, float] = {}
@@ -208,7 +208,7 @@ def page() -> str:
     )
     rate = measured_rate(
         records.read_all(scale="laptop", dataset="cifar10", method="dense"),
-        experiments.BACKBONE["laptop"],
+        BACKBONE["laptop"],
     )
     ours = f"{rate / 1e9:,.0f} · 10⁹ operations a second" if rate else "not yet measured"
     return TEXT.format(

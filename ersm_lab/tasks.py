@@ -28,7 +28,7 @@ from ersm_lab.queue import Clock, Task
 from ersm_lab.results import records
 from ersm_lab.results.provenance import allowed_cores
 from ersm_lab.training import experiments, runs
-from ersm_lab.training.baselines import BaselineConfig
+from ersm_lab.training.config import Config
 from ersm_lab.training.loop import best_device
 
 # Seconds, by scale and type of device, of a task whose like nobody has timed.
@@ -185,7 +185,7 @@ def _beforehand(job: Job) -> list[Task]:
         for part, own in parts.items():
             made = Perturb(suite=job.suite, dataset=dataset, settings=own)
             found.append((f"{dataset}: {part}", made))
-    elif job.suite is None and isinstance(config, BaselineConfig) and config.smoothing:
+    elif job.suite is None and isinstance(config, Config) and config.smoothing:
         count, path = config.train_images or data.SHAPES_SIZE["train"], config.smoothing.path
         levels = {level for _, level in config.smoothing.stages if level}
         for level, start in itertools.product(sorted(levels), range(0, count, PART)):

@@ -1,4 +1,4 @@
-"""The baselines as runs: what they are trained on, what they are made of, and their records."""
+"""The baselines: what they are trained on, what they are made of, and their records."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,19 @@ import torch
 from ersm_lab.evaluation.sparse_lambda import sparse_layers
 from ersm_lab.images import data, inverse_scale
 from ersm_lab.images.data import Augment
-from ersm_lab.images.smoothed import at_level
+from ersm_lab.images.smoothed import Smoothing, StagedImages, at_level, staged
 from ersm_lab.networks.sparse_coding import SparseCoding2d
 from ersm_lab.results import answer_bits, records
-from ersm_lab.training import baselines, experiments, runs
-from ersm_lab.training.baselines import Coding, Smoothing, StagedImages
+from ersm_lab.training import experiments, methods, runs
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Coding
 from ersm_lab.training.loop import TrainSettings
+
+BASELINES = [
+    name
+    for name, method in methods.METHODS.items()
+    if {"smoothing", "coding"} & set(method.parts) or name == "dense-pixels"
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +33,7 @@ def home(tmp_path, monkeypatch):
 def tiny(method, **changes):
     """A row of the smoke scale, made smaller still."""
     scale = "full" if method.startswith("resnet18") else "smoke"
-    rows = experiments.experiments(scale, dataset="shapes")
+    rows = methods.experiments_of(scale, dataset="shapes")
     row = next(e for e in rows if e.method == method)
     train = TrainSettings(epochs=2, batch_size=32, precision="32-true")
     sizes = {"train": train, "train_images": 64, "test_images": 48}
@@ -57,10 +64,10 @@ def test_stages_that_leave_epochs_out_are_refused(stages):
 def test_every_epoch_is_made_of_the_images_of_its_level():
     images = data.load("shapes", "train", limit=64)
     smoothing = Smoothing(stages=((0.0, 0.9), (0.5, 0.0)))
-    staged = baselines.smoothed(images, smoothing, epochs=4, progress=False)
-    assert staged.levels == (0.9, 0.9, 0.0, 0.0)
+    every = staged(images, smoothing, epochs=4, progress=False)
+    assert every.levels == (0.9, 0.9, 0.0, 0.0)
     settings = dict(batch_size=32, augment=Augment(), seed=3)
-    batches, plain = staged.batches(**settings), images.batches(**settings)
+    batches, plain = every.batches(**settings), images.batches(**settings)
     assert len(batches) == len(plain) == 2
     flat = replace(images, images=at_level(images.images, 0.9, progress=False))
     for epoch, expected in ((1, flat.batches(**settings)), (2, plain)):
@@ -94,8 +101,8 @@ def test_the_low_pass_has_the_energy_of_the_sparsified_image():
 
 def test_smoothed_images_move_as_a_whole():
     images = data.load("shapes", "train", limit=8)
-    staged = StagedImages(sets={0.0: images}, levels=(0.0,))
-    assert staged.to("meta").sets[0.0].images.device.type == "meta"
+    every = StagedImages(sets={0.0: images}, levels=(0.0,))
+    assert every.to("meta").sets[0.0].images.device.type == "meta"
 
 
 # --- networks --------------------------------------------------------------------------------------
@@ -103,26 +110,26 @@ def test_smoothed_images_move_as_a_whole():
 
 def test_without_smoothing_or_codes_the_network_is_the_dense_one():
     row = tiny("sdnet", coding=None)
-    built, expected = baselines.build(row, classes=10), runs.build(dense(), classes=10)
+    own, expected = build(row, classes=10), build(dense(), classes=10)
     for name, value in expected.state_dict().items():
-        assert torch.equal(built.state_dict()[name], value)
+        assert torch.equal(own.state_dict()[name], value)
 
 
 def test_codes_stand_in_place_of_the_first_learned_convolution_or_of_all():
-    first = baselines.build(tiny("sdnet"), classes=10)
+    first = build(tiny("sdnet"), classes=10)
     assert list(sparse_layers(first)) == ["group1.0"]
-    every = baselines.build(tiny("sdnet-all"), classes=10)
+    every = build(tiny("sdnet-all"), classes=10)
     convs = [m for m in every.modules() if isinstance(m, torch.nn.Conv2d)]
     assert list(sparse_layers(every)) == ["group1.0", "group2.0", "group3.0"]
     assert convs == [every.stem[0]]
 
 
 def test_a_code_of_pixels_takes_the_image_in_the_first_layer_with_no_relu_after_it():
-    model = baselines.build(tiny("sdnet-pixels"), classes=10)
+    model = build(tiny("sdnet-pixels"), classes=10)
     coder = sparse_layers(model)["stem.0"]
     assert (coder.in_channels, coder.out_channels, coder.kernel_size) == (3, 48, (3, 3))
     assert not any(isinstance(m, torch.nn.ReLU) for m in model.stem)
-    dense_ = baselines.build(tiny("dense-pixels"), classes=10)
+    dense_ = build(tiny("dense-pixels"), classes=10)
     assert not sparse_layers(dense_)
     sizes = [{n: p.shape for n, p in m.named_parameters()} for m in (model, dense_)]
     assert sizes[0] == sizes[1]
@@ -131,7 +138,7 @@ def test_a_code_of_pixels_takes_the_image_in_the_first_layer_with_no_relu_after_
 def test_the_settings_of_the_codes_reach_the_layer():
     row = tiny("sdnet")
     settings = replace(row.config.coding.settings, steps=3, lambda_l1=0.2)
-    model = baselines.build(tiny("sdnet", coding=Coding(settings=settings)), classes=10)
+    model = build(tiny("sdnet", coding=Coding(settings=settings)), classes=10)
     (layer,) = [m for m in model.modules() if isinstance(m, SparseCoding2d)]
     assert layer.settings == settings and layer.lambda_l1 == 0.2
 
@@ -139,13 +146,13 @@ def test_the_settings_of_the_codes_reach_the_layer():
 # --- runs ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", list(experiments.BASELINES))
+@pytest.mark.parametrize("method", BASELINES)
 def test_a_run_leaves_a_valid_record_and_the_network_that_was_scored(method, home):
     row = tiny(method)
     record = experiments.run(row, progress=False)
     assert experiments.valid_record(row) == json.loads(json.dumps(record))
     names = {path.rpartition("/")[2] for path in record["sources"]}
-    assert {"baselines.py", "loop.py", "inverse_scale.py", "sparse_coding.py"} <= names
+    assert {"build.py", "loop.py", "inverse_scale.py", "sparse_coding.py"} <= names
     model = experiments.restore(row, record)
     test = data.load("shapes", "test", limit=48)
     right = answer_bits.unpack(record["answers"], 48)

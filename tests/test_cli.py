@@ -38,12 +38,12 @@ class Experiment:
 
 
 class Lab:
-    """What `ersm_lab.training.experiments` promises; `accuracy` and `broken` are the tests' levers."""
+    """What `experiments` and `methods` promise; `accuracy` and `broken` are the tests' levers."""
 
     def __init__(self):
         self.ran, self.accuracy, self.broken, self.tolerance = [], 0.5, {}, 0.01
 
-    def experiments(self, scale, *, dataset="auto"):
+    def experiments_of(self, scale, *, dataset="auto"):
         dataset = "shapes" if dataset == "auto" else dataset
         return [
             Experiment(method=method, dataset=dataset, scale=scale, seed=seed)
@@ -54,7 +54,7 @@ class Lab:
     def find(self, name):
         for scale in records.SCALES:
             for dataset in ("shapes", "cifar10"):
-                for experiment in self.experiments(scale, dataset=dataset):
+                for experiment in self.experiments_of(scale, dataset=dataset):
                     if experiment.name == name:
                         return experiment
         raise KeyError(f"no experiment {name!r}; the nearest: smoke/shapes/ersm/seed0")
@@ -102,6 +102,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
     fake = Lab()
     monkeypatch.setattr(ersm_lab.training, "experiments", fake, raising=False)
+    monkeypatch.setattr(ersm_lab.training, "methods", fake, raising=False)
 
     def standings(found, *, outcomes=None):
         return [standing.of(record, outcomes=outcomes) for record in found]

@@ -23,7 +23,8 @@ from ersm_lab.common import checkpoints, files
 from ersm_lab.evaluation import inference
 from ersm_lab.networks.backbones import CifarNetSettings
 from ersm_lab.results import records, standing
-from ersm_lab.training import experiments, protocol_runs, protocols, runs
+from ersm_lab.training import experiments, methods, protocol_runs, protocols, runs
+from ersm_lab.training.config import Experiment
 from ersm_lab.training.loop import TrainSettings, make_fabric, train
 
 # Dense, an energy mask that goes on from the trunk, a baseline, the published protocol.
@@ -40,11 +41,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 def make_tiny(patch: pytest.MonkeyPatch, home: Path) -> None:
     """A home of its own in which the smoke experiments are tiny, run on the CPU and count epochs."""
     patch.setenv("ERSM_HOME", str(home))
-    patch.setitem(experiments.ABLATION_BACKBONE, "smoke", NET)
-    patch.setitem(experiments.TRAIN, "smoke", SHORT)
-    patch.setitem(experiments.SHAPES_EPOCHS, "smoke", SHORT.epochs)
-    patch.setitem(experiments.IMAGES, "smoke", 64)
-    patch.setattr(experiments, "PUBLISHED_TRAINING", READER)
+    patch.setitem(methods.ABLATION_BACKBONE, "smoke", NET)
+    patch.setitem(methods.TRAIN, "smoke", SHORT)
+    patch.setitem(methods.SHAPES_EPOCHS, "smoke", SHORT.epochs)
+    patch.setitem(methods.IMAGES, "smoke", 64)
+    patch.setattr(methods, "PUBLISHED_TRAINING", READER)
     patch.setattr(probes, "taken", lambda *_: None)
     home.mkdir(exist_ok=True)
 
@@ -97,7 +98,7 @@ def ended(process: multiprocessing.Process) -> int:
     return process.exitcode
 
 
-def experiment_of(method: str) -> experiments.Experiment:
+def experiment_of(method: str) -> Experiment:
     return experiments.find(f"smoke/shapes/{method}/seed0")
 
 

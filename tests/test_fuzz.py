@@ -34,10 +34,10 @@ from ersm_lab.evaluation import (
 )
 from ersm_lab.images import inverse_scale, perturbations, shapes
 from ersm_lab.images.data import Augment, ImageSet
-from ersm_lab.networks import backbones, controls, sparse_coding
+from ersm_lab.networks import backbones, controls, filled_mask, norms, pruning, sparse_coding
 from ersm_lab.results import statistics
-from ersm_lab.training import loop, normalisation, protocols, pruning, variants
-from ersm_lab.training.runs import MaskPlace
+from ersm_lab.training import loop, protocols
+from ersm_lab.training.config import Config, MaskPlace
 
 # --- what works ------------------------------------------------------------------------------------
 
@@ -45,6 +45,7 @@ LOTS = torch.Generator().manual_seed(0)
 PIXELS = torch.rand(2, 3, 8, 8, generator=LOTS)
 NET = backbones.CifarNetSettings(widths=(4, 4), depth=1, stem_channels=4)
 TRAIN = loop.TrainSettings(epochs=1)
+LAW = dict(sparsity=0.5, start=0.6, ramp=0.1)  # of pruning
 CODES = torch.randn(4, 3, 3, 3, generator=LOTS)  # a dictionary
 MAPS = torch.rand(3, 4, 4, generator=LOTS)
 OBJECTS = MAPS > 0.5
@@ -900,7 +901,7 @@ CASES = {
             "severity": not_whole(1, 5),
         },
     ),
-    # backbones, controls, variants, pruning, normalisation
+    # backbones, controls, pruning, filled_mask, norms
     "CifarNetSettings": Case(
         backbones.CifarNetSettings,
         dict,
@@ -946,60 +947,30 @@ CASES = {
             "keep": not_number(0, 1, low_is_bad=True, high_is_bad=True),
         },
     ),
-    "PruningConfig": Case(
-        pruning.PruningConfig,
-        place(),
-        RUN_CONFIG
-        | {
-            "sparsity": not_number(0, 1, high_is_bad=True),
-            "start": not_number(0, 1),
-            "ramp": not_number(0, 1),
-        },
-    ),
     "sparsity_at": Case(
-        pruning.sparsity_at,
-        lambda: {"progress": 0.7, "config": pruning.PruningConfig(**place()())},
-        {"progress": not_number(0), "config": not_a()},
+        pruning.sparsity_at, lambda: {"progress": 0.7, **LAW}, {"progress": not_number(0)}
     ),
     "prunable": Case(pruning.prunable, lambda: {"model": dense()}, {"model": NETWORK}),
     "prune_to": Case(
         pruning.prune_to,
-        lambda: {
-            "model": pruning.attach(backbones.CifarNet(NET), pruning.PruningConfig(**place()())),
-            "sparsity": 0.5,
-        },
+        lambda: {"model": pruning.attach(backbones.CifarNet(NET)), "sparsity": 0.5},
         {"model": NETWORK | st.just(dense()), "sparsity": not_share()},
     ),
-    "GradualPruning": Case(
-        pruning.GradualPruning,
-        lambda: {"config": pruning.PruningConfig(**place()())},
-        {"config": not_a()},
-    ),
     "pruning.attach": Case(
-        pruning.attach,
-        lambda: {
-            "model": backbones.CifarNet(NET),
-            "config": pruning.PruningConfig(**place()()),
-        },
-        {"model": NETWORK, "config": not_a()},
+        pruning.attach, lambda: {"model": backbones.CifarNet(NET)}, {"model": NETWORK}
     ),
     "plain_state": Case(
         pruning.plain_state,
         lambda: {"state": dense().state_dict()},
         {"state": not_a().filter(lambda value: not isinstance(value, dict))},
     ),
-    "VariantConfig": Case(
-        variants.VariantConfig,
-        place(mask=MaskPlace(layer="group1"), dropped="mean"),
-        RUN_CONFIG | {"mask": not_a(), "dropped": not_word(*variants.KINDS)},
-    ),
     "FilledMask": Case(
-        variants.FilledMask,
+        filled_mask.FilledMask,
         lambda: {"channels": 4, "dropped": "mean"},
-        {"dropped": not_word(*variants.KINDS)},
+        {"dropped": not_word(*filled_mask.KINDS)},
     ),
     "fill": Case(
-        variants.fill,
+        filled_mask.fill,
         lambda: {
             "masked": PIXELS,
             "kept": PIXELS[:, :1],
@@ -1009,27 +980,48 @@ CASES = {
         {
             "masked": not_tensor(PIXELS, nan=False),
             "kept": not_tensor(PIXELS[:, :1], nan=False) | st.just(PIXELS),
-            "kind": not_word(*variants.KINDS),
+            "kind": not_word(*filled_mask.KINDS),
             "token": not_tensor(torch.zeros(3), nan=False) | st.just(torch.zeros(4)),
         },
     ),
-    "NormConfig": Case(
-        normalisation.NormConfig,
-        place(norm="image"),
-        RUN_CONFIG
-        | {
-            "norm": not_word(*normalisation.KINDS),
-            "after": LAYER,
-            "mask": not_a(optional=True),
-        },
-    ),
     "replace_norms": Case(
-        normalisation.replace_norms,
+        norms.replace_norms,
         lambda: {"model": backbones.CifarNet(NET), "kind": "image", "after": "group1"},
-        {"model": NETWORK, "kind": not_word(*normalisation.KINDS), "after": LAYER},
+        {"model": NETWORK, "kind": not_word(*norms.KINDS), "after": LAYER},
     ),
     "ChannelBias": Case(
-        normalisation.ChannelBias, lambda: {"channels": 3}, {"channels": not_whole(1, MOST)}
+        norms.ChannelBias, lambda: {"channels": 3}, {"channels": not_whole(1, MOST)}
+    ),
+    # configs
+    "Config": Case(
+        Config,
+        place(),
+        RUN_CONFIG
+        | {
+            "mask": not_a(optional=True),
+            "smoothing": not_a(optional=True),
+            "coding": not_a(optional=True),
+        },
+    ),
+    "Config, dropped": Case(
+        Config,
+        place(mask=MaskPlace(layer="group1"), dropped="mean"),
+        {"mask": not_a(), "dropped": not_word(*filled_mask.KINDS, optional=True)},
+    ),
+    "Config, norm": Case(
+        Config,
+        place(norm="image", after="group1"),
+        {"backbone": not_a(), "norm": not_word(*norms.KINDS), "after": LAYER},
+    ),
+    "Config, pruning": Case(
+        Config,
+        place(**LAW),
+        {
+            "backbone": not_a(),
+            "sparsity": not_number(0, 1, high_is_bad=True),
+            "start": not_number(0, 1),
+            "ramp": not_number(0, 1),
+        },
     ),
     # protocols
     "in_network": Case(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ersm_lab import image_folders
 from ersm_lab.training import protocols
-from ersm_lab.training.protocol_runs import PublishedConfig
+from ersm_lab.training.config import PublishedConfig
 
 KINDS = ("Abyssinian", "beagle", "pug")  # each drawn in a colour of its own
 

@@ -18,8 +18,8 @@ from ersm_lab.networks import backbones
 from ersm_lab.networks.backbones import CifarNetSettings
 from ersm_lab.results import records, standing
 from ersm_lab.training import runs
+from ersm_lab.training.config import Config, Experiment, MaskPlace
 from ersm_lab.training.loop import TrainSettings, make_fabric
-from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 TINY = Experiment(
@@ -27,7 +27,7 @@ TINY = Experiment(
     dataset="shapes",
     scale="smoke",
     seed=0,
-    config=RunConfig(
+    config=Config(
         backbone=NET,
         train=TrainSettings(epochs=1, batch_size=32, mask_start=0.5, precision="32-true"),
         mask=MaskPlace(layer="group1", preset="stable"),

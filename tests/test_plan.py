@@ -5,6 +5,7 @@ import pytest
 from ersm_lab import judging, plan
 from ersm_lab.results import records
 from ersm_lab.training import experiments
+from ersm_lab.training.methods import experiments_of
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_the_whole_grid_comes_in_an_order_that_can_be_run(done):
     for name, job in jobs.items():
         assert set(job.needs) <= seen and job.name == name
         seen.add(name)
-    assert {e.name for e in experiments.experiments("full", dataset="cifar10")} <= seen
+    assert {e.name for e in experiments_of("full", dataset="cifar10")} <= seen
     assert "full/shapes-spurious/ablation-ersm.spurious/seed2" in seen
 
 
@@ -60,7 +61,7 @@ def test_a_choice_of_methods_without_their_cards(done):
 
 
 def test_only_trained_networks_are_asked_and_only_what_there_is_to_ask():
-    kept = {e.method for e in experiments.experiments("laptop", dataset="cifar10") if e.checkpoint}
+    kept = {e.method for e in experiments_of("laptop", dataset="cifar10") if e.checkpoint}
     assert {m for m in plan.CARDS if not m.startswith("resnet18")} <= kept  # these: full scale only
     for suites in plan.CARDS.values():
         assert set(suites) <= {*judging.suites_of("cifar10"), *judging.BY_NAME}
@@ -78,7 +79,7 @@ def test_a_record_that_was_made_is_done(monkeypatch, tmp_path):
 
 
 def test_a_smoke_record_of_every_kind_of_method_is_verified_and_states_a_tolerance():
-    known = experiments.experiments("smoke", dataset="shapes")
+    known = experiments_of("smoke", dataset="shapes")
     verified = [e for e in known if e.method in plan.VERIFIED]
     assert len(verified) == len(plan.VERIFIED)
     assert {type(e.config) for e in verified} == {type(e.config) for e in known}

@@ -12,12 +12,13 @@ from ersm_lab.evaluation import deletion, inference
 from ersm_lab.images import data
 from ersm_lab.networks.backbones import CifarNetSettings
 from ersm_lab.results import answer_bits
-from ersm_lab.training import experiments, protocol_runs, protocols, runs
+from ersm_lab.training import experiments, methods, protocol_runs, protocols, runs
 from ersm_lab.training.loop import TrainSettings, make_fabric
 
 NET = CifarNetSettings(widths=(8, 8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(epochs=1, batch_size=32, learning_rate=0.1, precision="32-true")
 HEAD = "smoke/shapes/published-as-released/seed0"
+PUBLISHED = {name for name, method in methods.METHODS.items() if method.published is not None}
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +27,12 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERSM_HOME", str(folder))
-        patch.setitem(experiments.ABLATION_BACKBONE, "smoke", NET)
-        patch.setitem(experiments.TRAIN, "smoke", SHORT)
-        patch.setitem(experiments.SHAPES_EPOCHS, "smoke", 1)
-        patch.setitem(experiments.IMAGES, "smoke", 200)
+        patch.setitem(methods.ABLATION_BACKBONE, "smoke", NET)
+        patch.setitem(methods.TRAIN, "smoke", SHORT)
+        patch.setitem(methods.SHAPES_EPOCHS, "smoke", 1)
+        patch.setitem(methods.IMAGES, "smoke", 200)
         brief = replace(protocols.PUBLISHED_TRAINING, epochs=2, batch_size=50, learning_rate=0.05)
-        patch.setattr(experiments, "PUBLISHED_TRAINING", brief)
+        patch.setattr(methods, "PUBLISHED_TRAINING", brief)
         for module in (runs, protocol_runs):
             patch.setattr(module, "make_fabric", functools.partial(make_fabric, device="cpu"))
         yield folder
@@ -40,13 +41,13 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(home):
     """Records of all rows, by method."""
-    rows = experiments.experiments("smoke", dataset="shapes")
-    rows = [e for e in rows if e.method in experiments.PUBLISHED]
+    rows = methods.experiments_of("smoke", dataset="shapes")
+    rows = [e for e in rows if e.method in PUBLISHED]
     return {e.method: experiments.run(e, progress=False) for e in rows}
 
 
 def test_every_row_leaves_a_valid_record(home, made):
-    assert set(made) == set(experiments.PUBLISHED)
+    assert set(made) == PUBLISHED
     for record in made.values():
         experiment = experiments.find(record["name"])
         assert experiments.valid_record(experiment) == json.loads(json.dumps(record))
@@ -56,10 +57,10 @@ def test_every_row_leaves_a_valid_record(home, made):
 
 
 def test_rows_differ_in_what_their_names_say():
-    rows = experiments.experiments("laptop", dataset="cifar10")
-    rows = {e.method: e.config for e in rows if e.method in experiments.PUBLISHED}
+    rows = methods.experiments_of("laptop", dataset="cifar10")
+    rows = {e.method: e.config for e in rows if e.method in PUBLISHED}
     released = rows["published-as-released"]
-    assert released.train == experiments.PUBLISHED_TRAINING and released.train_images is None
+    assert released.train == methods.PUBLISHED_TRAINING and released.train_images is None
     assert rows["published-no-mask"] == replace(released, mask=None)
     closed = {"fixed_bias": True, "bias_init": 0.0}
     assert rows["published-bias-zero"] == replace(released, mask=closed)

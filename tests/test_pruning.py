@@ -7,16 +7,19 @@ import torch
 
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data
+from ersm_lab.networks import pruning
 from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.networks.pruning import plain_state, prunable, prune_to, sparsity_at
 from ersm_lab.results import records
-from ersm_lab.training import pruning, runs
+from ersm_lab.training import runs
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Config, Experiment
 from ersm_lab.training.loop import TrainSettings
-from ersm_lab.training.pruning import PruningConfig, prunable, prune_to, sparsity_at
-from ersm_lab.training.runs import Experiment, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(epochs=2, batch_size=16, learning_rate=0.1, precision="32-true")
 PLACE = dict(backbone=NET, train=SHORT, train_images=70, test_images=50)  # 2 x 4 steps
+LAW = dict(sparsity=0.5, start=0.375, ramp=0.375)
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -24,24 +27,23 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 @pytest.fixture(scope="module")
 def record(home):
     """The record of one tiny run."""
-    return pruning.run(tiny(), root=home, progress=False)
+    return runs.run(tiny(), root=home, progress=False)
 
 
 def tiny(**changes):
     """A small experiment that prunes from the fourth step to the seventh of eight."""
-    settings = PLACE | dict(start=0.375, ramp=0.375) | changes
-    config = PruningConfig(**settings)
+    config = Config(**(PLACE | LAW | changes))
     return Experiment(method="pruned", dataset="shapes", scale="smoke", seed=0, config=config)
 
 
 def dense():
     return Experiment(
-        method="dense", dataset="shapes", scale="smoke", seed=0, config=RunConfig(**PLACE)
+        method="dense", dataset="shapes", scale="smoke", seed=0, config=Config(**PLACE)
     )
 
 
 def built(**changes):
-    return pruning.build(tiny(**changes), classes=10)
+    return build(tiny(**changes), classes=10)
 
 
 def zeros(model):
@@ -55,24 +57,16 @@ def zeros(model):
 
 
 def test_sparsity_rises_by_the_cubic_law_between_its_ends():
-    config = PruningConfig(**PLACE, sparsity=0.8, start=0.5, ramp=0.2)
-    assert sparsity_at(0.0, config) == sparsity_at(0.499, config) == sparsity_at(0.5, config) == 0
-    assert sparsity_at(0.6, config) == pytest.approx(0.8 * 7 / 8)  # half way, 1 - 1/8
-    assert sparsity_at(0.55, config) == pytest.approx(0.8 * (1 - 27 / 64))
-    assert sparsity_at(0.7, config) == sparsity_at(1.0, config) == 0.8
+    law = dict(sparsity=0.8, start=0.5, ramp=0.2)
+    assert sparsity_at(0.0, **law) == sparsity_at(0.499, **law) == sparsity_at(0.5, **law) == 0
+    assert sparsity_at(0.6, **law) == pytest.approx(0.8 * 7 / 8)  # half way, 1 - 1/8
+    assert sparsity_at(0.55, **law) == pytest.approx(0.8 * (1 - 27 / 64))
+    assert sparsity_at(0.7, **law) == sparsity_at(1.0, **law) == 0.8
 
 
 def test_without_a_ramp_all_is_pruned_at_once():
-    config = PruningConfig(**PLACE, start=0.5, ramp=0.0)
-    assert sparsity_at(0.49, config) == 0 and sparsity_at(0.5, config) == 0.5
-
-
-def test_steps_are_those_that_training_takes(record):
-    assert tiny().config.steps == record["curve"][-1]["steps"] == 8
-    whole = PruningConfig(backbone=NET, train=TrainSettings(epochs=10, batch_size=512))
-    images = pruning.TRAINING_IMAGES
-    assert whole.steps == 10 * (images // 512)
-    assert images == data.SHAPES_SIZE["train"] == 50_000 - data.VALIDATION  # shapes, CIFAR
+    law = dict(sparsity=0.5, start=0.5, ramp=0.0)
+    assert sparsity_at(0.49, **law) == 0 and sparsity_at(0.5, **law) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -88,7 +82,7 @@ def test_steps_are_those_that_training_takes(record):
 )
 def test_bad_settings_are_an_error_that_says_what_to_do(settings, message):
     with pytest.raises(ValueError, match=message):
-        PruningConfig(**(PLACE | settings))
+        Config(**(PLACE | LAW | settings))
 
 
 # --- what becomes zero -----------------------------------------------------------------------------
@@ -122,18 +116,19 @@ def test_the_smallest_weights_of_all_layers_go_first_and_stay_away():
     assert torch.equal(torch.cat([layer.weight_mask.flatten() for layer in layers]).bool(), later)
 
 
-def test_training_prunes_by_the_law_and_evaluation_does_not_count():
-    model, config, x = built(), tiny().config, torch.randn(4, 3, 32, 32)
+def test_a_run_prunes_by_the_law_before_every_step(tmp_path, monkeypatch):
+    shares, prune = [], pruning.prune_to
+    monkeypatch.setattr(pruning, "prune_to", lambda m, share: shares.append((m, share)))
+    runs.run(tiny(), root=tmp_path, progress=False)
+    assert [share for _, share in shares] == [sparsity_at(step / 8, **LAW) for step in range(8)]
+    model = shares[0][0]
     for layer in prunable(model).values():
         layer.weight_orig.data.normal_()  # its start has zeros of its own
-    for step in range(config.steps):
-        with inference.evaluating(model):
-            model(x)
-        assert int(model.pruning_step) == step
-        model.train()
-        model(x)
+    for _, share in shares:
+        prune(model, share)
+        model(torch.randn(4, 3, 32, 32))  # the weights are those of the last pass
         found, count = zeros(model)
-        assert found == round(sparsity_at(step / config.steps, config) * count)
+        assert found == round(share * count)
     assert found == round(0.5 * count)
 
 
@@ -148,7 +143,7 @@ def test_a_pruned_weight_has_no_gradient():
 
 def test_before_it_is_pruned_the_network_is_the_dense_one_bit_for_bit():
     test = data.load("shapes", "test", limit=50)
-    own, other = built(), runs.build(dense(), classes=10)
+    own, other = built(), build(dense(), classes=10)
     assert torch.equal(inference.predict(own, test), inference.predict(other, test))
     trained = {name.removesuffix("_orig"): p for name, p in own.named_parameters()}
     assert trained.keys() == dict(other.named_parameters()).keys()
@@ -161,7 +156,7 @@ def test_a_plain_network_has_the_zeros_and_the_same_answers():
     prune_to(model, 0.5)
     state = runs.halve(model)
     plain = CifarNet(NET, classes=10)
-    plain.load_state_dict(pruning.plain_state(state))
+    plain.load_state_dict(plain_state(state))
     found, count = zeros(plain)
     assert abs(found - 0.5 * count) <= 1
     test = data.load("shapes", "test", limit=50)
@@ -173,8 +168,8 @@ def test_a_plain_network_has_the_zeros_and_the_same_answers():
 
 def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
     assert records.read(tiny().name, root=home) == json.loads(json.dumps(record))
-    assert "ersm_lab/training/pruning.py" in record["sources"]
-    model = pruning.restore(tiny(), record, root=home)
+    assert "ersm_lab/networks/pruning.py" in record["sources"]
+    model = runs.restore(tiny(), record, root=home)
     assert type(model) is CifarNet and not model._forward_pre_hooks
     assert not any(module.training or module._forward_pre_hooks for module in model.modules())
     found, count = zeros(model)
@@ -185,14 +180,14 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
 
 def test_until_pruning_starts_training_is_that_of_the_dense_network(tmp_path):
     other = runs.run(dense(), root=tmp_path, progress=False)
-    late = pruning.run(tiny(start=0.5, ramp=0.25), root=tmp_path, progress=False)
+    late = runs.run(tiny(start=0.5, ramp=0.25), root=tmp_path, progress=False)
     assert late["curve"][0]["loss"] == other["curve"][0]["loss"]
     assert late["curve"][1]["loss"] != other["curve"][1]["loss"]
-    never = pruning.run(tiny(sparsity=0.0), root=tmp_path, progress=False)
+    never = runs.run(tiny(sparsity=0.0), root=tmp_path, progress=False)
     assert never["metrics"] == other["metrics"] and never["answers"] == other["answers"]
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(killed_once, record):
-    again = killed_once(pruning.run, tiny())
+    again = killed_once(runs.run, tiny())
     assert again["metrics"] == record["metrics"]
     assert again["checkpoint"] == record["checkpoint"]

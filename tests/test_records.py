@@ -493,6 +493,14 @@ def test_a_record_agrees_with_itself_nulls_included():
     assert [d.within for d in records.compare(RECORD, RECORD)] == [True, True, True]
 
 
+def test_a_setting_that_is_null_is_as_one_that_is_not_there():
+    settings = RECORD["config"]
+    a, b = make(config=settings | {"dropped": None}), make(config=settings | {"dropped": "mean"})
+    assert not [d for d in records.compare(RECORD, a) if d.kind == "config"]
+    for one in (RECORD, a):
+        assert [d.within for d in records.compare(one, b) if d.kind == "config"] == [False]
+
+
 def test_a_metric_that_is_gone_does_not_agree():
     b = make(metrics={"test_accuracy": 0.5, "mask": {"kept_fraction": 0.7}})
     within = {d.name: d.within for d in records.compare(RECORD, b)}

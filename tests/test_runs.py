@@ -10,14 +10,14 @@ import torch
 from conftest import Killed
 
 from ersm_core import EnergyMask
-from ersm_lab.common import files
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data
 from ersm_lab.networks.backbones import LAPTOP, CifarNet, CifarNetSettings
 from ersm_lab.results import answer_bits, provenance, records, standing
-from ersm_lab.training import experiments, runs
+from ersm_lab.training import experiments, methods, runs
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Config, Experiment, MaskPlace
 from ersm_lab.training.loop import TrainSettings
-from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -28,7 +28,7 @@ TINY = Experiment(
     dataset="shapes",
     scale="smoke",
     seed=0,
-    config=RunConfig(
+    config=Config(
         backbone=NET,
         train=SHORT,
         mask=MaskPlace(layer="group1", preset="stable"),
@@ -88,7 +88,7 @@ def test_a_run_leaves_its_checkpoint_and_no_trace_of_resuming(home, record):
 def test_a_record_names_the_sources_that_ran():
     named = {path.name for path in provenance.code_of(runs.__file__)}
     assert {"runs.py", "loop.py", "backbones.py", "shapes.py", "ersm_core.py"} <= named
-    assert not named & {"judging.py", "baselines.py", "figures.py", "__main__.py"}
+    assert not named & {"judging.py", "protocol_runs.py", "figures.py", "__main__.py"}
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, record, monkeypatch):
@@ -128,22 +128,22 @@ def test_a_killed_run_of_other_settings_is_not_gone_on_with(tmp_path, record, mo
 
 
 def test_a_network_is_drawn_from_the_seed_alone(tmp_path):
-    first, again = (runs.build(TINY, classes=10).state_dict() for _ in range(2))
-    other = runs.build(replace(TINY, seed=1), classes=10).state_dict()
+    first, again = (build(TINY, classes=10).state_dict() for _ in range(2))
+    other = build(replace(TINY, seed=1), classes=10).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
 def test_the_dense_and_the_masked_network_start_alike():
-    dense = runs.build(changed(mask=None), classes=10)
-    masked = runs.build(TINY, classes=10).state_dict()
+    dense = build(changed(mask=None), classes=10)
+    masked = build(TINY, classes=10).state_dict()
     assert all(torch.equal(value, masked[name]) for name, value in dense.state_dict().items())
     assert not [m for m in dense.modules() if isinstance(m, EnergyMask)]
 
 
 def test_a_backbone_is_a_cifarnet_or_resnet18():
-    assert isinstance(runs.build(TINY, classes=7), CifarNet)
-    model = runs.build(changed(backbone="resnet18", mask=MaskPlace(layer="layer3")), classes=7)
+    assert isinstance(build(TINY, classes=7), CifarNet)
+    model = build(changed(backbone="resnet18", mask=MaskPlace(layer="layer3")), classes=7)
     assert model.fc.out_features == 7 and inference.only_mask(model).channels == 256
 
 
@@ -175,7 +175,7 @@ def test_a_missing_checkpoint_is_an_error_of_its_own(tmp_path, record):
 
 
 def test_what_is_saved_is_what_is_evaluated_at_half_the_size():
-    model = runs.build(TINY, classes=10)
+    model = build(TINY, classes=10)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = runs.halve(model)
     for name, value in model.state_dict().items():
@@ -225,18 +225,18 @@ def test_what_was_chosen_is_tried_again_on_seeds_of_its_own():
         "fresh-ersm": "ersm-after-group2-0.012",
         "fresh-pair": "ersm-after-group2-pair",
     }
-    rows = experiments.experiments("laptop", dataset="cifar10")
+    rows = methods.experiments_of("laptop", dataset="cifar10")
     for fresh, chosen in pairs.items():
         again = [e for e in rows if e.method == fresh]
         first = [e for e in rows if e.method == chosen]
         assert {e.seed for e in again} == {3, 4, 5, 6, 7} and {e.seed for e in first} == {0, 1, 2}
         assert all(e.config == first[0].config for e in again)
-    (smoke,) = [e for e in experiments.experiments("smoke") if e.method == "fresh-ersm"]
+    (smoke,) = [e for e in methods.experiments_of("smoke") if e.method == "fresh-ersm"]
     assert smoke.seed == 0
 
 
 def test_laptop_has_dense_and_masked_networks_with_three_seeds_each():
-    rows = experiments.experiments("laptop", dataset="cifar10")
+    rows = methods.experiments_of("laptop", dataset="cifar10")
     assert len({e.name for e in rows}) == len(rows)
     for method in ("dense", "ersm"):
         chosen = [e for e in rows if e.method == method]
@@ -249,7 +249,7 @@ def test_laptop_has_dense_and_masked_networks_with_three_seeds_each():
 
 
 def test_a_row_of_the_ablation_differs_from_its_masked_network_in_what_its_name_says():
-    rows = {e.method: e for e in experiments.experiments("laptop", dataset="cifar10") if not e.seed}
+    rows = {e.method: e for e in methods.experiments_of("laptop", dataset="cifar10") if not e.seed}
     base = rows["ablation-ersm"].config
     for name, settings in {
         "soft-gate": {"hard": False},
@@ -264,31 +264,31 @@ def test_a_row_of_the_ablation_differs_from_its_masked_network_in_what_its_name_
     corners = ["ablation-ersm", "unary-only", "pair-only", "no-energy"]
     grid = corners + [name for name in rows if name.startswith("grid-")]
     weights = {repr(experiments.lambdas(rows[name])) for name in grid}
-    assert len(weights) == len(grid) == len(experiments.LAMBDAS) ** 2
+    assert len(weights) == len(grid) == len(methods.LAMBDAS) ** 2
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "full"])
 def test_every_experiment_can_be_found_built_and_written_down(scale, monkeypatch):
-    monkeypatch.setattr(experiments, "experiments", functools.cache(experiments.experiments))
-    for experiment in experiments.experiments(scale, dataset="shapes"):
+    monkeypatch.setattr(methods, "experiments_of", functools.cache(methods.experiments_of))
+    for experiment in methods.experiments_of(scale, dataset="shapes"):
         assert experiments.find(experiment.name) == experiment
         assert json.loads(json.dumps(records.plain(experiment.config)))
         assert set(experiment.tolerance) == {"test_accuracy"}
-        if experiment.seed == 0 and isinstance(experiment.config, RunConfig):
+        if experiment.seed == 0 and isinstance(experiment.config, Config):
             with torch.device("cpu" if scale == "smoke" else "meta"):  # wide: without its weights
-                runs.build(experiment, classes=10)
+                build(experiment, classes=10)
 
 
 def test_the_data_set_is_the_default_one_unless_named(monkeypatch):
     monkeypatch.setattr(data, "default_dataset", lambda: "shapes")
-    assert {e.dataset for e in experiments.experiments("smoke")} == {"shapes"}
+    assert {e.dataset for e in methods.experiments_of("smoke")} == {"shapes"}
 
 
 def test_an_unknown_scale_data_set_or_name_is_an_error_that_names_known_ones():
     with pytest.raises(ValueError, match="one of smoke, laptop, full, got 'huge'"):
-        experiments.experiments("huge", dataset="shapes")
+        methods.experiments_of("huge", dataset="shapes")
     with pytest.raises(ValueError, match="no data set 'mnist': choose one of cifar10"):
-        experiments.experiments("smoke", dataset="mnist")
+        methods.experiments_of("smoke", dataset="mnist")
     with pytest.raises(LookupError, match=r"nearest names: .*laptop/cifar10/ersm/seed0"):
         experiments.find("laptop/cifar10/ersm/seed7")
 
@@ -349,11 +349,11 @@ def test_weights_that_the_repository_does_not_keep_are_cached_and_may_be_absent(
 def tiny_scale(tmp_path, monkeypatch):
     """A home of its own in which the smoke experiments are tiny."""
     monkeypatch.setenv("ERSM_HOME", str(tmp_path))
-    monkeypatch.setitem(experiments.BACKBONE, "smoke", NET)
-    monkeypatch.setitem(experiments.ABLATION_BACKBONE, "smoke", NET)
-    monkeypatch.setitem(experiments.TRAIN, "smoke", replace(SHORT, epochs=1))
-    monkeypatch.setitem(experiments.SHAPES_EPOCHS, "smoke", 1)
-    monkeypatch.setitem(experiments.IMAGES, "smoke", 50)
+    monkeypatch.setitem(methods.BACKBONE, "smoke", NET)
+    monkeypatch.setitem(methods.ABLATION_BACKBONE, "smoke", NET)
+    monkeypatch.setitem(methods.TRAIN, "smoke", replace(SHORT, epochs=1))
+    monkeypatch.setitem(methods.SHAPES_EPOCHS, "smoke", 1)
+    monkeypatch.setitem(methods.IMAGES, "smoke", 50)
     return tmp_path
 
 
@@ -363,7 +363,7 @@ def train_or_load(method="ersm", **settings):
 
 
 def test_a_row_that_keeps_no_checkpoint_can_be_loaded_all_the_same(tiny_scale):
-    assert not experiments.METHODS["soft-gate"].checkpoint
+    assert not methods.METHODS["soft-gate"].checkpoint
     first, second = train_or_load("soft-gate"), train_or_load("soft-gate")
     assert "trained now" in first.note and "loaded" in second.note
     assert not inference.only_mask(second.model).hard
@@ -464,27 +464,7 @@ def test_an_unknown_method_or_seed_is_an_error(method, seed):
 
 def test_a_mask_in_two_places_is_one_setting_for_both():
     place = MaskPlace(layer=("group1", "group2"), preset="stable", settings={"dim": 4})
-    model = runs.build(changed(mask=place), classes=10)
+    model = build(changed(mask=place), classes=10)
     masks = inference.energy_masks(model)
     assert list(masks) == ["group1", "group2"]
     assert {mask.weight.shape for mask in masks.values()} == {(4,)}
-
-
-def test_another_kind_of_network_brings_its_own_parts(tmp_path):
-    seen = []
-
-    def build(experiment, *, classes):
-        seen.append(classes)
-        return runs.build(changed(mask=None), classes=classes)
-
-    def prepare(images):
-        return images[:256]
-
-    parts = runs.Parts(build=build, home=files.__file__, prepare=prepare)
-    record = runs.run(TINY, parts=parts, root=tmp_path, progress=False)
-    assert seen == [10]
-    assert list(record["sources"]) == ["ersm_lab/common/files.py"]
-    assert "mask" not in record["metrics"]
-    batches = -(-256 // TINY.config.train.batch_size)
-    assert record["curve"][0]["steps"] <= batches
-    assert not (tmp_path / "data" / "cache" / "trunks").exists()

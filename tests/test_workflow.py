@@ -33,11 +33,11 @@ def place(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / part, folder / part)
     for part in ("ersm_core.py", "pyproject.toml"):
         shutil.copy2(ROOT / part, folder / part)
-    experiments = folder / "ersm_lab" / "training" / "experiments.py"
+    methods = folder / "ersm_lab" / "training" / "methods.py"
     few = 'IMAGES["smoke"], SHAPES_EPOCHS["smoke"] = 128, 12'
-    text, found = re.subn("(?m)^TOLERANCE = ", f"{few}\\n\\g<0>", experiments.read_text())
+    text, found = re.subn("(?m)^TOLERANCE = ", f"{few}\\n\\g<0>", methods.read_text())
     assert found == 1
-    experiments.write_text(text)
+    methods.write_text(text)
     with (folder / "ersm_lab" / "probes.py").open("a") as probes:  # a run takes its probe first
         probes.write("\nTRAIN_IMAGES, TEST_IMAGES = 64, 16\n")
     (folder / "notebooks").mkdir()

@@ -21,6 +21,7 @@ from ersm_lab.results import records
 from ersm_lab.results.claims import CRITERIA, Criteria, accuracy_is_preserved, sparsity_adapts
 from ersm_lab.results.statistics import difference, of
 from ersm_lab.training import experiments
+from ersm_lab.training.methods import experiments_of
 from ersm_lab.views import tables
 from ersm_lab.views.energy_theory import Landscape
 from ersm_lab.views.tables import Table
@@ -131,7 +132,7 @@ class Cell:
 def grid(*, seed: int = 0, dataset: str = "cifar10", scale: str = "laptop") -> list[Cell]:
     """Every pair of weights of the grid, with its record of one seed."""
     cells = []
-    for experiment in experiments.experiments(scale, dataset=dataset):
+    for experiment in experiments_of(scale, dataset=dataset):
         in_grid = experiment.method in CORNERS or experiment.method.startswith("grid-")
         if not in_grid or experiment.seed != seed:
             continue
@@ -320,9 +321,10 @@ def search(
 
 
 def _without_mask(config: Mapping) -> dict:
-    """A record's settings without those of its mask; a judgement's have no training."""
+    """A record's settings without those of its mask, and parts that it has not; a judgement's have no
+    training."""
     train = {k: v for k, v in config.get("train", {}).items() if not k.startswith("mask_")}
-    return {k: v for k, v in config.items() if k != "mask"} | {"train": train}
+    return {k: v for k, v in config.items() if k != "mask" and v is not None} | {"train": train}
 
 
 def on_validation(

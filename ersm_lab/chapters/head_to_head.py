@@ -23,7 +23,8 @@ from ersm_lab.networks import controls
 from ersm_lab.results import records, statistics
 from ersm_lab.results.statistics import Difference
 from ersm_lab.training import experiments
-from ersm_lab.training.runs import MaskPlace
+from ersm_lab.training.config import Experiment
+from ersm_lab.training.methods import ABLATION_BACKBONE, experiments_of
 from ersm_lab.views.tables import Table
 from ersm_lab.views.widgets import Widget, checked_name, fill, script_json
 
@@ -202,26 +203,25 @@ SEARCHED: dict[str, tuple[str, str]] = {
 }
 
 
-def family(experiment: experiments.Experiment) -> str | None:
+def family(experiment: Experiment) -> str | None:
     """Of `SEARCHED`, whose trial an experiment is; None for a dense network or another backbone."""
     config = experiment.config
-    if getattr(config, "sparsity", None):
+    if config.sparsity:
         return "pruning"
-    if getattr(config, "smoothing", None):
+    if config.smoothing:
         return "ISVS and its low-pass"
-    if getattr(config, "coding", None):
+    if config.coding:
         return "SDNet"
-    mask = getattr(config, "mask", None)
-    if isinstance(mask, MaskPlace):
-        return "a mask that knows nothing" if mask.preset in controls.KINDS else "ERSM"
+    if config.mask:
+        return "a mask that knows nothing" if config.mask.preset in controls.KINDS else "ERSM"
     return "Cutout" if config.train.augment.cutout else None
 
 
 def budget_table(*, dataset: str = "cifar10", scale: str = "laptop") -> Table:
     """How many settings of each family are in the list, how many networks, and what was searched."""
     trials: dict[str, dict[str, int]] = {name: {} for name in SEARCHED}
-    for experiment in experiments.experiments(scale, dataset=dataset):
-        if getattr(experiment.config, "backbone", None) != experiments.ABLATION_BACKBONE[scale]:
+    for experiment in experiments_of(scale, dataset=dataset):
+        if experiment.config.backbone != ABLATION_BACKBONE[scale]:
             continue
         name = family(experiment)
         if name:

@@ -23,8 +23,10 @@ from ersm_lab.images import data
 from ersm_lab.networks.whitening import WhitenedNet
 from ersm_lab.results import records
 from ersm_lab.results.provenance import code_of
-from ersm_lab.training import experiments, runs
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Experiment
 from ersm_lab.training.loop import make_fabric, train
+from ersm_lab.training.methods import experiments_of
 from ersm_lab.views import figures
 
 GAP = 6  # pixels between the columns and rows of a frame
@@ -65,7 +67,7 @@ def shoot(
     that was shot before, with the same sources, is taken from `data/cache/films`.
 
     Args:
-        method: of `experiments.METHODS`, with an energy mask.
+        method: of `methods.METHODS`, with an energy mask.
         images: how many are filmed.
         train_images: how many are trained on; a batch is the smoke scale's.
         epochs: how long; None takes 12, or 4 where the environment variable ERSM_SCALE is "smoke".
@@ -77,10 +79,10 @@ def shoot(
         ValueError: an unknown method, or one without a mask.
     """
     epochs = epochs or (4 if os.environ.get("ERSM_SCALE") == "smoke" else 12)
-    rows = experiments.experiments("smoke", dataset="shapes")
+    rows = experiments_of("smoke", dataset="shapes")
     experiment = next((e for e in rows if e.method == method), None)
     if experiment is None or not experiment.config.mask:
-        raise ValueError(f"no method {method!r} with a mask: see experiments.METHODS")
+        raise ValueError(f"no method {method!r} with a mask: see methods.METHODS")
     experiment = replace(experiment, seed=seed)
     sizes = [images, train_images, epochs, change.__name__ if change else None]
     place = _place(experiment, sizes)
@@ -94,7 +96,7 @@ def shoot(
     training = data.load("shapes", "train", limit=train_images)
     fabric = make_fabric(precision=settings.precision)
     unseen = data.load("shapes", "val", limit=640).to(fabric.device)
-    model = runs.build(experiment, classes=len(training.classes))
+    model = build(experiment, classes=len(training.classes))
     assert isinstance(model, WhitenedNet)  # as all networks of this list are
     model.whiten(training.normalise(training.images))
     if change:
@@ -140,7 +142,7 @@ def shoot(
     return film
 
 
-def _place(experiment: runs.Experiment, sizes: list) -> Path:
+def _place(experiment: Experiment, sizes: list) -> Path:
     """The file of a film, named after all that decides it."""
     code = code_of(__file__)
     decisive = [records.source_hash(code)[0], records.plain(experiment.config), sizes]

@@ -124,8 +124,8 @@ def make(backbone: CifarNetSettings | TokenNetSettings | str, *, classes: int) -
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int:
-    """Number of classes of a network's state: `head` of a `CifarNet`, `fc` of a ResNet."""
-    return len(state["head.weight"] if "head.weight" in state else state["fc.weight"])
+    """Number of classes of a network's state, whose last tensor is that of its last layer."""
+    return len([*state.values()][-1])
 
 
 def _group(channels: int, width: int, depth: int, pool: bool) -> nn.Sequential:

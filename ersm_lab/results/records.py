@@ -314,7 +314,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
 
     The tolerance is the one `a` states for the metric, else for the nearest group that holds it:
     `{"mask": 0.01}` covers mask.kept_fraction. A metric that is null or missing in one of the two
-    only is not within any tolerance; a setting that differs never is.
+    only is not within any tolerance; a setting that differs never is. One that is null says what one
+    that is not there says: nothing.
     """
     rows = []
     metrics_a, metrics_b = flatten(a["metrics"]), flatten(b["metrics"])
@@ -333,7 +334,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
     config_a, config_b = flatten(a["config"]), flatten(b["config"])
     for name in config_a | config_b:
         x, y = config_a.get(name), config_b.get(name)
-        if x != y or (name in config_a) != (name in config_b):
+        if x != y:
             rows.append(Difference(kind="config", name=name, a=x, b=y, within=False))
     return rows
 

@@ -169,6 +169,7 @@ def train(
     *,
     seed: int,
     fabric: Fabric | None = None,
+    before_step: Callable[[nn.Module, float], None] | None = None,
     after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     save_every: float = 0.0,
@@ -190,6 +191,7 @@ def train(
         settings: how.
         seed: of order, augmentation and mask noise. The model's own start is the caller's.
         fabric: devices and precision; None for this machine's best single device.
+        before_step: what is done to the model before every step, at a progress of 0 to 1.
         after_epoch: measured on the model in evaluation mode after every epoch, for the curve.
         checkpoint: file that is written after every epoch and resumed from if there.
         save_every: seconds that lie between two checkpoints at least.
@@ -255,6 +257,8 @@ def train(
             quiet = step / total >= settings.mask_noise_stop
             for mask, scale in zip(masks, noise, strict=True):
                 mask.enabled, mask.noise = ramp is not None, 0.0 if quiet else scale
+            if before_step is not None:
+                before_step(bare, step / total)
             loss = F.cross_entropy(
                 model(x).float(), labels, label_smoothing=settings.label_smoothing
             )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,55 +23,16 @@ from ersm_lab.results import records
 from ersm_lab.results.answer_bits import pack
 from ersm_lab.results.provenance import code_of
 from ersm_lab.training import protocols
+from ersm_lab.training.config import Experiment, PublishedConfig
 from ersm_lab.training.loop import TrainSettings, make_fabric, train
 from ersm_lab.training.protocols import FeatureSet, PublishedProtocol
-from ersm_lab.training.runs import Experiment, keep, load_state, resume_path
+from ersm_lab.training.runs import keep, load_state, resume_path
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 # Name of an experiment of the same scale, data set and seed -> its network and its record.
 Backbone = Callable[[str], tuple[nn.Module, dict]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deletion:
-    """How tokens are deleted; `ersm_lab.evaluation.deletion` explains the terms. Only `fractions` can
-    be chosen.
-
-    Attributes:
-        fractions: of the tokens deleted, at which accuracy is measured.
-    """
-
-    fractions: tuple[float, ...] = deletion.FRACTIONS
-    start: str = "0/1 mask of ones"
-    unit: str = "token"
-    baseline: str = "zero, not re-scaled"
-    order: str = "least important first"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
-    """All that decides a run besides data set and seed.
-
-    Attributes:
-        backbone: the experiment whose network, of the same scale, data set and seed, is frozen.
-        layer: the stage whose output is masked; its max-pooling is left out.
-        mask: settings of `EnergyMask.published`; None for no mask.
-        learned_positions: a bias for every position, which trains.
-        train: how mask and head are trained.
-        deletion: how tokens are deleted.
-        train_images, test_images: use so many only; None is all.
-    """
-
-    backbone: str = "ablation-dense"
-    layer: str = "group3"
-    mask: dict | None = field(default_factory=dict)
-    learned_positions: bool = False
-    train: TrainSettings = protocols.PUBLISHED_TRAINING
-    deletion: Deletion = field(default_factory=Deletion)
-    train_images: int | None = None
-    test_images: int | None = None
 
 
 def build(experiment: Experiment, backbone: nn.Module, *, classes: int) -> PublishedProtocol:

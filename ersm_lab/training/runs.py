@@ -7,124 +7,35 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ersm_attach import attach_energy_mask
 from ersm_lab.common import checkpoints
 from ersm_lab.common.files import Damaged, set_aside, write_whole
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data as lab_data
-from ersm_lab.networks import backbones, controls
-from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.networks.token_net import TokenNetSettings
+from ersm_lab.images import smoothed
+from ersm_lab.networks import backbones, pruning
 from ersm_lab.networks.whitening import WhitenedNet
 from ersm_lab.results import records
 from ersm_lab.results.answer_bits import pack
 from ersm_lab.results.provenance import code_hash, code_of
-from ersm_lab.training.loop import TrainSettings, make_fabric, train
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Config, Experiment
+from ersm_lab.training.loop import make_fabric, train
 
 SAVE_EVERY = 2.0  # seconds between two checkpoints of a training on a GPU, whose epochs are short
 CACHED_WEIGHTS = "data/cache/weights"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskPlace:
-    """Where a mask sits and what it is.
-
-    Attributes:
-        layer: the stage it follows, or several, each with a mask of its own and the same settings.
-        preset: of `ersm_attach.attach_energy_mask`, or a kind of `controls.KINDS`.
-        settings: of `ersm_core.EnergyMask`, taking precedence over the preset's.
-    """
-
-    layer: str | tuple[str, ...]
-    preset: str | None = None
-    settings: dict = field(default_factory=dict)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (self.layer,) if isinstance(self.layer, str) else self.layer
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """All that decides a run besides data set and seed.
-
-    Attributes:
-        backbone: settings of a `CifarNet` or a `TokenNet`, or "resnet18".
-        mask: None for a dense network.
-        train: how it is trained.
-        train_images, test_images: use so many only; None is all.
-    """
-
-    backbone: CifarNetSettings | TokenNetSettings | str
-    train: TrainSettings
-    mask: MaskPlace | None = None
-    train_images: int | None = None
-    test_images: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A run's name and settings.
-
-    Attributes:
-        tolerance: how far a re-run's metrics may be from the record's.
-        checkpoint: keep the trained weights in the repository; else they lie in `data/cache`.
-    """
-
-    method: str
-    dataset: str
-    scale: str
-    seed: int
-    config: RunConfig
-    tolerance: dict[str, float] = field(default_factory=dict)
-    checkpoint: bool = True
-
-    @property
-    def name(self) -> str:
-        return f"{self.scale}/{self.dataset}/{self.method}/seed{self.seed}"
-
-
-def build(experiment: Experiment, *, classes: int) -> nn.Module:
-    """The untrained network of an experiment; its start is drawn from the experiment's seed."""
-    config = experiment.config
-    torch.manual_seed(experiment.seed)
-    model = backbones.make(config.backbone, classes=classes)
-    place = config.mask
-    for layer in place.layers if place else ():
-        if place.preset in controls.KINDS:
-            controls.attach(model, layer, place.preset, **place.settings)
-        else:
-            attach_energy_mask(model, layer, preset=place.preset, **place.settings)
-    return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What another kind of network brings to `run`, from a module of its own.
-
-    Attributes:
-        build: as the function of that name.
-        home: file of that module.
-        prepare: training images -> what is trained on instead; it has their `batches`.
-    """
-
-    build: Callable[..., nn.Module]
-    home: str
-    prepare: Callable[[lab_data.ImageSet], lab_data.ImageSet] = lambda images: images
-
-
 def run(
     experiment: Experiment,
     *,
-    parts: Parts | None = None,
     probe: dict | None = None,
     root: Path | None = None,
     progress: bool = True,
@@ -135,7 +46,6 @@ def run(
 
     Args:
         experiment: what to run.
-        parts: of a network that is not this module's; its config has what `RunConfig` has but `mask`.
         probe: what its probes give today, for the record (`standing`).
         root: home of the record and the checkpoint; None is `records.home()`.
         progress: show bars.
@@ -147,27 +57,30 @@ def run(
     config = experiment.config
     fabric = make_fabric(precision=config.train.precision)
     precision = {"precision": str(fabric._precision.precision)}
-    code = code_of(parts.home if parts else __file__)
-    facts = records.provenance(code, device=fabric.device.type, **precision)
+    facts = records.provenance(code_of(__file__), device=fabric.device.type, **precision)
     facts["device"] |= beside()
     training = lab_data.load(experiment.dataset, "train", limit=config.train_images)
     validation = lab_data.load(experiment.dataset, "val", limit=config.test_images).to(
         fabric.device
     )
-    model = (parts.build if parts else build)(experiment, classes=len(training.classes))
+    model = build(experiment, classes=len(training.classes))
     if isinstance(model, WhitenedNet):
         model.whiten(training.normalise(training.images[:5_000]))
+    if config.smoothing:
+        epochs = config.train.epochs
+        training = smoothed.staged(training, config.smoothing, epochs=epochs, progress=progress)
     resume = resume_path(experiment, facts, root)
     curve = train(
         model,
-        parts.prepare(training) if parts else training,
+        training,
         config.train,
         seed=experiment.seed,
         fabric=fabric,
+        before_step=None if config.sparsity is None else partial(_prune, config),
         after_epoch=lambda m: inference.progress(m, validation),
         checkpoint=resume,
         save_every=0.0 if fabric.device.type == "cpu" else SAVE_EVERY,
-        trunk=None if parts else trunk_path(experiment, root, _machine(facts)),
+        trunk=trunk_path(experiment, root, _machine(facts)) if config.shares_trunk else None,
         progress=progress,
     )
     begun = time.perf_counter()
@@ -185,6 +98,11 @@ def run(
     record = keep(experiment, facts | found, state=state, probe=probe, root=root)
     resume.unlink(missing_ok=True)
     return record
+
+
+def _prune(config: Config, model: nn.Module, progress: float) -> None:
+    settings = {"sparsity": config.sparsity, "start": config.start, "ramp": config.ramp}
+    pruning.prune_to(model, pruning.sparsity_at(progress, **settings))
 
 
 def keep(
@@ -307,14 +225,18 @@ def halve(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
-    """The trained network of a record, in evaluation mode on the CPU.
+    """The trained network of a record, in evaluation mode on the CPU; a pruned one as a plain network
+    that has the zeros in its weights.
 
     Raises:
         FileNotFoundError: its checkpoint is not there.
         Damaged: the checkpoint is not the one that was recorded.
     """
     state = load_state(record, root=root)
-    model = build(experiment, classes=backbones.classes_of(state))
+    if experiment.config.sparsity is not None:
+        state = pruning.plain_state(state)
+    plain = replace(experiment, config=experiment.config.trained())
+    model = build(plain, classes=backbones.classes_of(state))
     model.load_state_dict(state)
     return model.to(memory_format=torch.channels_last).eval()
 

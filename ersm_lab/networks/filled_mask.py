@@ -1,4 +1,4 @@
-"""ERSM with something else than zero in a dropped token's place, as runs of their own.
+"""A mask that puts something else than zero in a dropped token's place.
 
 The layer of arXiv:2604.06893 multiplies tokens x_i by masks m_i, so that a dropped token leaves a hole
 of zeros behind. Here, with M = sum of m over the H W positions of an image:
@@ -9,65 +9,22 @@ of zeros behind. Here, with M = sum of m over the H W positions of an image:
 
 `mean` is that of the kept tokens, for each channel, and zero where none is kept. `token` is the mask
 token of masked image modelling (He et al., 2022, arXiv:2111.06377), `normalised` the rescaling of
-dropout (Srivastava et al., 2014) by the share that an image really keeps. Network, energies, schedule
-and start are those of the ERSM network of the same seed; gradients reach the mask through what is put
-in as well. A mask of ones is the identity for all three, bit for bit.
+dropout (Srivastava et al., 2014) by the share that an image really keeps. Energies are those of the
+plain mask; gradients reach the mask through what is put in as well. A mask of ones is the identity for
+all three, bit for bit.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask, EnergyState
 from ersm_lab.common import checks
-from ersm_lab.networks import controls
-from ersm_lab.networks.backbones import CifarNetSettings
-from ersm_lab.training import runs
-from ersm_lab.training.loop import TrainSettings
-from ersm_lab.training.runs import Experiment, MaskPlace, Parts
 
 KINDS = ("mean", "token", "normalised")
 LEAST_TOKENS = 1.0  # the mean is of at least so many tokens
 LEAST_SHARE = 0.1  # a map counts as kept to at least this share: nothing grows more than tenfold
-
-
-@dataclass(frozen=True, kw_only=True)
-class VariantConfig:
-    """All that decides a variant's run besides data set and seed.
-
-    Attributes:
-        backbone: settings of a `CifarNet`, or "resnet18".
-        train: how it is trained.
-        mask: where the mask sits and what it is; a stage that is an `nn.Sequential`, and no control.
-        dropped: what a dropped token leaves behind, of `KINDS`.
-        train_images, test_images: use so many only; None is all.
-    """
-
-    backbone: CifarNetSettings | str
-    train: TrainSettings
-    mask: MaskPlace
-    dropped: str
-    train_images: int | None = None
-    test_images: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_kind("dropped", self.dropped)
-        if self.backbone != "resnet18":
-            checks.a("backbone", self.backbone, CifarNetSettings)
-        checks.a("train", self.train, TrainSettings)
-        checks.a("mask", self.mask, MaskPlace)
-        for name in ("train_images", "test_images"):
-            if getattr(self, name) is not None:
-                checks.whole(name, getattr(self, name))
-        if self.mask.preset in controls.KINDS:
-            raise ValueError(
-                f"a variant has an energy mask, not the control {self.mask.preset!r}: choose the preset "
-                '"stable", "published" or None'
-            )
 
 
 class FilledMask(EnergyMask):
@@ -153,43 +110,31 @@ def _fill(masked: Tensor, kept: Tensor, kind: str, token: Tensor | None) -> Tens
     return masked * (count / total.clamp_min(LEAST_SHARE * count)).to(masked.dtype)
 
 
-# --- runs ------------------------------------------------------------------------------------------
+def put_in(
+    model: nn.Module, layer: str, *, dropped: str, preset: str | None = None, **settings
+) -> nn.Module:
+    """Turn the energy mask after a stage into a `FilledMask` of the same weights, in place; returns the
+    model.
 
-
-def run(experiment: Experiment, **settings) -> dict:
-    """As `runs.run`, for an experiment whose config is a `VariantConfig`."""
-    parts = Parts(build=build, home=__file__)
-    return runs.run(experiment, parts=parts, **settings)
-
-
-def build(experiment: Experiment, *, classes: int) -> nn.Module:
-    """The untrained network; its start is that of the ERSM network of the same seed.
+    Args:
+        model: the network, with a mask after that stage (`ersm_attach.attach_energy_mask`).
+        layer: name of the stage.
+        dropped: of `KINDS`.
+        preset, settings: of the mask that is there.
 
     Raises:
-        ValueError: a layer that is unknown or no `nn.Sequential`.
+        ValueError: an unknown kind, or a stage that is no `nn.Sequential`.
     """
-    model = runs.build(experiment, classes=classes)
-    place = experiment.config.mask
-    make = getattr(FilledMask, place.preset) if place.preset else FilledMask
-    for layer in place.layers:
-        stage = model.get_submodule(layer)
-        if not isinstance(stage, nn.Sequential):
-            raise ValueError(f"layer {layer!r} is a {type(stage).__name__}, not an nn.Sequential")
-        plain = stage.energy_mask
-        mask = make(plain.channels, dropped=experiment.config.dropped, **place.settings)
-        mask.load_state_dict(plain.state_dict(), strict=False)  # all but the token
-        mask.attached_to = layer
-        stage.energy_mask = mask
+    stage = model.get_submodule(layer)
+    if not isinstance(stage, nn.Sequential):
+        raise ValueError(f"layer {layer!r} is a {type(stage).__name__}, not an nn.Sequential")
+    plain = stage.energy_mask
+    make = getattr(FilledMask, preset) if preset else FilledMask
+    mask = make(plain.channels, dropped=dropped, **settings)
+    mask.load_state_dict(plain.state_dict(), strict=False)  # all but the token
+    mask.attached_to = layer
+    stage.energy_mask = mask
     return model
-
-
-def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
-    """The trained network of a record, in evaluation mode on the CPU; raises as `runs.restore`."""
-    state = runs.load_state(record, root=root)
-    head = "fc.weight" if experiment.config.backbone == "resnet18" else "head.weight"
-    model = build(experiment, classes=len(state[head]))
-    model.load_state_dict(state)
-    return model.to(memory_format=torch.channels_last).eval()
 
 
 # --- the small print -------------------------------------------------------------------------------

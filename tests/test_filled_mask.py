@@ -12,11 +12,12 @@ from ersm_lab.evaluation import inference
 from ersm_lab.evaluation.inference import only_mask, replaced_mask
 from ersm_lab.images import data
 from ersm_lab.networks.backbones import CifarNetSettings
+from ersm_lab.networks.filled_mask import KINDS, FilledMask, fill
 from ersm_lab.results import records
-from ersm_lab.training import runs, variants
+from ersm_lab.training import runs
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Config, Experiment, MaskPlace
 from ersm_lab.training.loop import TrainSettings, make_optimiser
-from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
-from ersm_lab.training.variants import KINDS, FilledMask, VariantConfig, fill
 
 NET = CifarNetSettings(widths=(8, 12), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -33,14 +34,14 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 @pytest.fixture(scope="module")
 def records_of(home):
     """kind -> the record of one tiny run, made when it is first asked for."""
-    return functools.cache(lambda kind: variants.run(tiny(kind), root=home, progress=False))
+    return functools.cache(lambda kind: runs.run(tiny(kind), root=home, progress=False))
 
 
 def tiny(kind, **changes):
     """A small experiment; kind None is plain ERSM."""
     parts = dict(backbone=NET, train=SHORT, train_images=64, test_images=50)
     parts |= dict(mask=HALF) | changes
-    config = VariantConfig(**parts, dropped=kind) if kind else RunConfig(**parts)
+    config = Config(**parts, dropped=kind)
     return Experiment(
         method=f"filled-{kind}", dataset="shapes", scale="smoke", seed=0, config=config
     )
@@ -207,7 +208,7 @@ def test_gradients_reach_the_mask_through_what_is_put_in(kind):
 
 
 def test_the_token_is_learned_at_the_rate_of_the_mask():
-    model = variants.build(tiny("token"), classes=10)
+    model = build(tiny("token"), classes=10)
     token = only_mask(model).token
     optimiser = make_optimiser(model, SHORT)
     (group,) = [g for g in optimiser.param_groups if any(p is token for p in g["params"])]
@@ -230,8 +231,8 @@ def test_a_map_that_does_not_fit_is_explained_as_for_any_energy_mask():
 
 @EVERY_KIND
 def test_the_network_starts_as_the_ersm_network_of_its_seed(kind):
-    own = variants.build(tiny(kind), classes=10).state_dict()
-    expected = runs.build(tiny(None), classes=10).state_dict()
+    own = build(tiny(kind), classes=10).state_dict()
+    expected = build(tiny(None), classes=10).state_dict()
     assert set(own) - set(expected) == ({"group1.energy_mask.token"} if kind == "token" else set())
     assert all(torch.equal(own[name], value) for name, value in expected.items())
     assert not own.get("group1.energy_mask.token", torch.zeros(1)).any()
@@ -239,8 +240,8 @@ def test_the_network_starts_as_the_ersm_network_of_its_seed(kind):
 
 @EVERY_KIND
 def test_with_its_mask_off_the_network_is_the_dense_one_bit_for_bit(kind):
-    own = variants.build(tiny(kind), classes=10)
-    dense = runs.build(tiny(None, mask=None), classes=10)
+    own = build(tiny(kind), classes=10)
+    dense = build(tiny(None, mask=None), classes=10)
     masked = inference.predict(own, images())
     only_mask(own).enabled = False
     assert torch.equal(inference.predict(own, images()), inference.predict(dense, images()))
@@ -249,8 +250,8 @@ def test_with_its_mask_off_the_network_is_the_dense_one_bit_for_bit(kind):
 
 def test_settings_presets_and_several_places_reach_the_masks():
     place = MaskPlace(layer=("group1", "group2"), settings={"lambda_pair": 0.25, "hard": True})
-    model = variants.build(tiny("mean", mask=place), classes=10)
-    plain = runs.build(tiny(None, mask=place), classes=10)
+    model = build(tiny("mean", mask=place), classes=10)
+    plain = build(tiny(None, mask=place), classes=10)
     masks = inference.energy_masks(model)
     assert list(masks) == ["group1", "group2"]
     for layer, own in masks.items():
@@ -268,7 +269,7 @@ def test_an_unknown_kind_or_a_control_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match="not the control 'random': choose the preset"):
         tiny("mean", mask=MaskPlace(layer="group1", preset="random", settings={"keep": 0.5}))
     with pytest.raises(ValueError, match=r"'group1\.0' is a Conv2d, not an nn\.Sequential"):
-        variants.build(tiny("mean", mask=MaskPlace(layer="group1.0")), classes=10)
+        build(tiny("mean", mask=MaskPlace(layer="group1.0")), classes=10)
 
 
 # --- runs ------------------------------------------------------------------------------------------
@@ -280,8 +281,8 @@ def test_a_run_leaves_a_record_and_the_network_that_was_scored(kind, home, recor
     assert records.read(tiny(kind).name, root=home) == json.loads(json.dumps(record))
     assert record["config"]["dropped"] == kind
     names = {path.rpartition("/")[2] for path in record["sources"]}
-    assert {"variants.py", "ersm_core.py", "loop.py", "shapes.py"} <= names
-    model = variants.restore(tiny(kind), record, root=home)
+    assert {"filled_mask.py", "ersm_core.py", "loop.py", "shapes.py"} <= names
+    model = runs.restore(tiny(kind), record, root=home)
     assert not any(module.training for module in model.modules())
     metrics = inference.evaluate(model, images())
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
@@ -298,8 +299,8 @@ def test_before_the_mask_is_on_training_is_that_of_the_dense_network(tmp_path, r
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, killed_once, records_of):
-    again = killed_once(variants.run, tiny("token"))
+    again = killed_once(runs.run, tiny("token"))
     assert again["metrics"] == records_of("token")["metrics"]
     assert again["checkpoint"] == records_of("token")["checkpoint"]
     other = replace(tiny("token"), seed=1)
-    assert variants.run(other, root=tmp_path, progress=False)["checkpoint"] != again["checkpoint"]
+    assert runs.run(other, root=tmp_path, progress=False)["checkpoint"] != again["checkpoint"]

@@ -1,4 +1,4 @@
-"""What normalises a map after the mask, as runs of their own: where can a soft mask live?
+"""What normalises a map after the mask: where can a soft mask live?
 
 A convolution and an activation without bias, applied to s x with s > 0, give s times what they give for
 x. A normalisation that follows divides by statistics of its own input, and s is gone. Which s it takes
@@ -16,15 +16,11 @@ away depends on where the statistics come from:
 
 The kind replaces the normalisation of all groups that come after the mask; the groups up to it keep
 theirs, in the dense network too. Scales are fixed and biases learned, as everywhere in `CifarNet`.
-The high learning rate of the other runs needs batch normalisation: without it they diverge or stay far
-behind (trials on validation images), so that these have an optimiser of their own, also for "batch".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,62 +28,11 @@ from torch.nn.utils import parametrize
 from torchvision.models.convnext import LayerNorm2d
 
 from ersm_lab.common import checks
-from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
-from ersm_lab.training import runs
-from ersm_lab.training.loop import TrainSettings
-from ersm_lab.training.runs import Experiment, MaskPlace, Parts
+from ersm_lab.networks.backbones import CifarNet
 
 KINDS = ("batch", "image", "token", "weights")
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))  # 1 / std of relu(z) for a standard normal z
 EPS = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormConfig:
-    """All that decides a run besides data set and seed.
-
-    Attributes:
-        backbone: settings of a `CifarNet`.
-        train: how it is trained.
-        norm: of `KINDS`.
-        after: the group after which it replaces batch normalisation; a mask sits there.
-        mask: None for a dense network.
-        train_images, test_images: use so many only; None is all.
-
-    Raises:
-        ValueError: an unknown kind, no group after the mask, or a mask somewhere else.
-    """
-
-    backbone: CifarNetSettings
-    train: TrainSettings
-    norm: str
-    after: str = "group1"
-    mask: MaskPlace | None = None
-    train_images: int | None = None
-    test_images: int | None = None
-
-    def __post_init__(self) -> None:
-        checks.a("backbone", self.backbone, CifarNetSettings)
-        checks.a("train", self.train, TrainSettings)
-        if self.mask is not None:
-            checks.a("mask", self.mask, MaskPlace)
-        for name in ("train_images", "test_images"):
-            if getattr(self, name) is not None:
-                checks.whole(name, getattr(self, name))
-        checks.text("norm", self.norm)
-        checks.text("after", self.after)
-        if self.norm not in KINDS:
-            raise ValueError(f"norm must be one of {', '.join(KINDS)}, got {self.norm!r}")
-        count = len(self.backbone.widths)
-        if not _groups_after(self.after, count):
-            raise ValueError(
-                f"no group comes after {self.after!r}: choose one of group1 to group{count - 1}"
-            )
-        if self.mask and self.mask.layers != (self.after,):
-            raise ValueError(
-                f"the mask sits after {', '.join(self.mask.layers)} and normalisation is replaced after "
-                f"{self.after}: give both the same group"
-            )
 
 
 class StandardisedWeight(nn.Module):
@@ -136,10 +81,10 @@ def replace_norms(model: CifarNet, kind: str, *, after: str) -> CifarNet:
     checks.a("model", model, CifarNet)
     checks.choice("kind", kind, KINDS)
     checks.text("after", after)
-    if not _groups_after(after, len(model.settings.widths)):
+    later = groups_after(after, len(model.settings.widths))
+    if not later:
         raise ValueError(f'no group comes after {after!r}: choose an earlier group, as "group1"')
-    later = _groups_after(after, len(model.settings.widths)) if kind != "batch" else []
-    for group in later:
+    for group in later if kind != "batch" else ():
         stage = model.get_submodule(group)
         for name, old in [*stage.named_children()]:
             if isinstance(old, nn.BatchNorm2d):
@@ -163,30 +108,7 @@ def _norm(kind: str, old: nn.BatchNorm2d) -> nn.Module:
     return new
 
 
-def _groups_after(group: str, count: int) -> list[str]:
+def groups_after(group: str, count: int) -> list[str]:
+    """Names of the groups that come after one of `count`; none after what is no group."""
     names = [f"group{number}" for number in range(1, count + 1)]
     return names[names.index(group) + 1 :] if group in names else []
-
-
-# --- runs ------------------------------------------------------------------------------------------
-
-
-def run(experiment: Experiment, **settings) -> dict:
-    """As `runs.run`, for an experiment whose config is a `NormConfig`."""
-    parts = Parts(build=build, home=__file__)
-    return runs.run(experiment, parts=parts, **settings)
-
-
-def build(experiment: Experiment, *, classes: int) -> nn.Module:
-    """The untrained network; its start is that of the network with batch normalisation."""
-    config = experiment.config
-    model = runs.build(experiment, classes=classes)
-    return replace_norms(model, config.norm, after=config.after)
-
-
-def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -> nn.Module:
-    """The trained network of a record, in evaluation mode on the CPU; raises as `runs.restore`."""
-    state = runs.load_state(record, root=root)
-    model = build(experiment, classes=len(state["head.weight"]))
-    model.load_state_dict(state)
-    return model.to(memory_format=torch.channels_last).eval()

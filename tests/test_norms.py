@@ -10,17 +10,12 @@ from torch import nn
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data
 from ersm_lab.networks.backbones import CifarNet, CifarNetSettings
+from ersm_lab.networks.norms import KINDS, ChannelBias, StandardisedWeight, replace_norms
 from ersm_lab.results import records
-from ersm_lab.training import normalisation, runs
+from ersm_lab.training import runs
+from ersm_lab.training.build import build
+from ersm_lab.training.config import Config, Experiment, MaskPlace
 from ersm_lab.training.loop import TrainSettings, make_optimiser
-from ersm_lab.training.normalisation import (
-    KINDS,
-    ChannelBias,
-    NormConfig,
-    StandardisedWeight,
-    replace_norms,
-)
-from ersm_lab.training.runs import Experiment, MaskPlace, RunConfig
 
 NET = CifarNetSettings(widths=(8, 12, 8), depth=1, stem_channels=16)
 SHORT = TrainSettings(
@@ -35,18 +30,18 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def tiny(norm="weights", **changes):
-    config = NormConfig(norm=norm, **(PLACE | dict(mask=HALF) | changes))
+    config = Config(norm=norm, after="group1", **(PLACE | dict(mask=HALF) | changes))
     return Experiment(method=f"{norm}-norm", dataset="shapes", scale="smoke", seed=0, config=config)
 
 
 def built(norm="weights", **changes):
-    return normalisation.build(tiny(norm, **changes), classes=10)
+    return build(tiny(norm, **changes), classes=10)
 
 
 @pytest.fixture(scope="module")
 def record(home):
     """The record of one tiny run."""
-    return normalisation.run(tiny(), root=home, progress=False)
+    return runs.run(tiny(), root=home, progress=False)
 
 
 # --- what a normalisation undoes -------------------------------------------------------------------
@@ -148,7 +143,7 @@ def test_a_bias_without_normalisation_is_trained_like_a_weight():
 @pytest.mark.parametrize("norm", [kind for kind in KINDS if kind != "batch"])
 def test_only_groups_after_the_mask_change_and_weights_start_the_same(norm):
     own = built(norm)
-    plain = runs.build(replace(tiny(), config=RunConfig(**PLACE, mask=HALF)), classes=10)
+    plain = build(replace(tiny(), config=Config(**PLACE, mask=HALF)), classes=10)
     assert type(own.group1[1]) is nn.BatchNorm2d
     assert type(own.group2[2]) is type(own.group3[2]) is not nn.BatchNorm2d
     names = {
@@ -163,8 +158,8 @@ def test_only_groups_after_the_mask_change_and_weights_start_the_same(norm):
 
 
 def test_batch_normalisation_is_the_network_of_the_other_runs(tmp_path):
-    plain = replace(tiny(), method="plain", config=RunConfig(**PLACE, mask=HALF))
-    own = normalisation.run(tiny("batch"), root=tmp_path, progress=False)
+    plain = replace(tiny(), method="plain", config=Config(**PLACE, mask=HALF))
+    own = runs.run(tiny("batch"), root=tmp_path, progress=False)
     other = runs.run(plain, root=tmp_path, progress=False)
     assert own["metrics"] == other["metrics"] and own["answers"] == other["answers"]
 
@@ -172,7 +167,7 @@ def test_batch_normalisation_is_the_network_of_the_other_runs(tmp_path):
 @pytest.mark.parametrize("norm", KINDS)
 def test_until_the_mask_is_on_training_is_that_of_its_dense_network(tmp_path, norm):
     curves = [
-        normalisation.run(each, root=tmp_path, progress=False)["curve"]
+        runs.run(each, root=tmp_path, progress=False)["curve"]
         for each in (tiny(norm), replace(tiny(norm, mask=None), method="dense"))
     ]
     assert curves[0][0]["loss"] == curves[1][0]["loss"]
@@ -190,7 +185,7 @@ def test_until_the_mask_is_on_training_is_that_of_its_dense_network(tmp_path, no
 )
 def test_bad_settings_are_an_error_that_says_what_to_do(settings, message):
     with pytest.raises(ValueError, match=message):
-        NormConfig(**(PLACE | dict(norm="image", mask=HALF) | settings))
+        Config(**(PLACE | dict(norm="image", after="group1", mask=HALF) | settings))
 
 
 # --- runs ------------------------------------------------------------------------------------------
@@ -198,14 +193,14 @@ def test_bad_settings_are_an_error_that_says_what_to_do(settings, message):
 
 def test_a_run_leaves_a_record_and_the_network_that_was_scored(home, record):
     assert records.read(tiny().name, root=home) == json.loads(json.dumps(record))
-    assert "ersm_lab/training/normalisation.py" in record["sources"]
-    model = normalisation.restore(tiny(), record, root=home)
+    assert "ersm_lab/networks/norms.py" in record["sources"]
+    model = runs.restore(tiny(), record, root=home)
     assert not any(module.training for module in model.modules())
     metrics = inference.evaluate(model, data.load("shapes", "test", limit=50))
     assert metrics == {k: v for k, v in record["metrics"].items() if not k.startswith("val")}
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(killed_once, record):
-    again = killed_once(normalisation.run, tiny())
+    again = killed_once(runs.run, tiny())
     assert again["metrics"] == record["metrics"]
     assert again["checkpoint"] == record["checkpoint"]

@@ -1,0 +1,52 @@
+"""From settings to the untrained network, part by part."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ersm_attach import attach_energy_mask
+from ersm_lab.networks import backbones, controls, filled_mask, norms, pruning
+from ersm_lab.networks.sparse_coding import attach_sparse_coding, sdnet18
+from ersm_lab.training.config import Config, Experiment
+
+
+def build(experiment: Experiment, *, classes: int) -> nn.Module:
+    """The untrained network of an experiment; its start is drawn from the experiment's seed.
+
+    Networks of one seed and backbone that differ in their mask, in what normalises them or in what is
+    pruned start from the same weights.
+
+    Raises:
+        ValueError: a layer that is unknown or that a part does not fit.
+    """
+    config = experiment.config
+    torch.manual_seed(experiment.seed)
+    model = _backbone(config, classes)
+    place = config.mask
+    for layer in place.layers if place else ():
+        if place.preset in controls.KINDS:
+            controls.attach(model, layer, place.preset, **place.settings)
+        else:
+            attach_energy_mask(model, layer, preset=place.preset, **place.settings)
+    for layer in place.layers if config.dropped else ():  # once all masks are drawn
+        settings = {"dropped": config.dropped, "preset": place.preset}
+        filled_mask.put_in(model, layer, **settings, **place.settings)
+    if config.norm:
+        norms.replace_norms(model, config.norm, after=config.after)
+    if config.sparsity is not None:
+        pruning.attach(model)
+    return model
+
+
+def _backbone(config: Config, classes: int) -> nn.Module:
+    """The network that carries the parts, with sparse codes where they stand."""
+    coding = config.coding
+    if coding and config.backbone == "resnet18":
+        return sdnet18(classes=classes, settings=coding.settings)
+    model = backbones.make(config.backbone, classes=classes)
+    if coding:
+        convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n != "stem.0"]
+        for layer in convs if coding.layers is None else coding.layers:
+            attach_sparse_coding(model, layer, coding.settings)
+    return model
