@@ -92,7 +92,11 @@ class Probe:
             return f"data/{self.settings}"
         if self.experiment is None:
             return of_photographs.ID
-        told = [_kind(self), _as_first_hashed(self.experiment.config), sparse(self.settings)]
+        told = [
+            _kind(self.experiment, self.kind),
+            _as_first_hashed(self.experiment.config),
+            sparse(self.settings),
+        ]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return f"{self.kind}/{digest[:12]}"
 
@@ -102,15 +106,15 @@ class Probe:
 ONCE_DEFAULTS = {"after": "group1", "sparsity": 0.5, "start": 0.6, "ramp": 0.1}
 
 
-def _kind(probe: Probe) -> str:
-    config = probe.experiment.config
+def _kind(experiment: Experiment, kind: str) -> str:
+    config = experiment.config
     if isinstance(config, PublishedConfig):
         return "PublishedConfig"
     if config.norm or config.dropped or config.sparsity is not None:
         return (
             "NormConfig" if config.norm else "VariantConfig" if config.dropped else "PruningConfig"
         )
-    learned = probe.kind == "training" and getattr(config.backbone, "stem_learned", False)
+    learned = kind == "training" and getattr(config.backbone, "stem_learned", False)
     return "BaselineConfig" if config.smoothing or config.coding or learned else "RunConfig"
 
 
@@ -165,7 +169,7 @@ def tiny(experiment: Experiment) -> Experiment:
 
 def tiny_network(experiment: Experiment) -> Experiment:
     """Of an experiment what a suite sees: the network. How it was trained is no longer asked."""
-    config = _narrow(experiment.config.trained())
+    config = _narrow(experiment.own.trained())
     plain = TrainSettings(epochs=1)
     return _placed(replace(config, train=plain, train_images=None, test_images=None))
 
@@ -264,10 +268,12 @@ def _widen(module: nn.Module, args: tuple) -> tuple:
 def _trained(experiment: Experiment, home: Path) -> Numbers:
     """Curve, metrics and weights of a tiny run, and the logits of the network that was kept."""
     quiet: dict[str, Any] = {"root": home, "progress": False}
+    model: nn.Module
+    start: nn.Module
     if isinstance(experiment.config, PublishedConfig):
         frozen = _seeded(_placed(Config(backbone=SMOKE, train=TrainSettings(epochs=1))))
         base = {"metrics": {"test_accuracy": 0.0}, "checkpoint": {"sha256": "0" * 64}}
-        backbone = {"backbone": lambda method: (frozen, base)}
+        backbone: dict[str, Any] = {"backbone": lambda method: (frozen, base)}
         record = protocol_runs.run(experiment, **backbone, **quiet)
         model = protocol_runs.restore(experiment, record, **backbone, root=home)
         start = protocol_runs.build(experiment, frozen, classes=CLASSES)
@@ -323,7 +329,7 @@ def _seeded(experiment: Experiment) -> nn.Module:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 spread = parameter.square().mean().sqrt()
-                parameter += spread * torch.randn(parameter.shape, generator=lots)
+                parameter.add_(spread * torch.randn(parameter.shape, generator=lots))
         for mask in (m for m in model.modules() if isinstance(m, EnergyMask)):
             mask.weight.copy_(2 * torch.randn(mask.weight.shape, generator=lots))
         torch.manual_seed(0)

@@ -205,7 +205,7 @@ SEARCHED: dict[str, tuple[str, str]] = {
 
 def family(experiment: Experiment) -> str | None:
     """Of `SEARCHED`, whose trial an experiment is; None for a dense network or another backbone."""
-    config = experiment.config
+    config = experiment.own
     if config.sparsity:
         return "pruning"
     if config.smoothing:

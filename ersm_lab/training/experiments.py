@@ -36,7 +36,7 @@ def run(
     The network that the published protocol freezes is loaded if there is one, else trained first. Runs
     of the published protocol that are given the same `maps` compute those of a backbone once.
     """
-    settings = {"probe": probe, "root": root, "progress": progress}
+    settings: dict[str, Any] = {"probe": probe, "root": root, "progress": progress}
     if not isinstance(experiment.config, PublishedConfig):
         return runs.run(experiment, **settings)
     backbone = _backbone_of(experiment, progress)
