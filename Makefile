@@ -19,7 +19,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab live address clean
+.PHONY: help setup data lint test coverage probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab live address clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,13 +44,21 @@ $(STAMP): pyproject.toml
 data: $(STAMP)  ## find CIFAR-10, or download it; without it the textured shapes stand in
 	$(PY) -m ersm_lab data
 
-lint: $(STAMP)  ## check the style of code and notebooks
+lint: $(STAMP)  ## check the style of code and notebooks, and the types of the core and the bench
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist worksteal
 	$(PY) tools/test_notebooks.py
+
+coverage: data  ## run the unit tests and say how many lines of each room they run (TESTS=tests/test_....py)
+	mkdir -p _build
+	$(PY) -m coverage erase
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m coverage run -m pytest -q -n logical --dist worksteal $(TESTS)
+	$(PY) -m coverage combine --quiet
+	$(PY) tools/coverage_by_room.py
 
 probe: $(STAMP)  ## does the code still do what the records say? tiny runs of their settings tell
 	$(PY) -m ersm_lab probe
@@ -119,5 +127,5 @@ address: $(STAMP)  ## lead Colab cells, buttons and citations to where this clon
 	$(PY) tools/address.py --write
 
 clean:  ## remove what was built (.venv, data and records stay)
-	rm -rf _build .pytest_cache .ruff_cache build *.egg-info
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 -r rm -rf

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import difflib
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class _Hooks:
             mask.state, mask._in_pass = None, True
 
     def apply(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self.holder._modules[self.name](output)
+        return getattr(self.holder, self.name)(output)
 
     def end(self, model: nn.Module, args: tuple, output: object) -> None:
         mask = self.holder._modules.get(self.name)
@@ -171,7 +172,7 @@ def _blank_passes(model: nn.Module, layer: str, *, probed: bool) -> list[dict[st
     tensors = [value for value in values if not is_lazy(value)]
     copies = {id(t): t if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors}
     stems = dict.fromkeys([first.in_channels or 3, 3])  # 3: lazy, or behind a space-to-depth step
-    like = {"device": first.weight.device, "dtype": first.weight.dtype}
+    like: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
     passes: list[dict[str, list[tuple]]] = []
     for channels, side in [(channels, side) for channels in stems for side in (32, 64, 224)]:
         ran: dict[str, list[tuple]] = {}

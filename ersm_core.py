@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +152,7 @@ class EnergyMask(nn.Module):
         >>> loss = task_loss(head(y)) + mask.loss()
     """
 
+    attached_to: str  # the layer, where `attach_energy_mask` has put it
     _in_pass = False  # a pass of the model that it was attached to has begun and not ended
     _blind = False  # the last forward ran without gradients
 
@@ -183,11 +184,12 @@ class EnergyMask(nn.Module):
             raise ValueError(f"grid must be (H, W) of the token map or None, got {grid!r}")
         self.channels = channels = _whole("channels", channels)
         self.patch_size = patch_size = _whole("patch_size", patch_size)
-        self.grid = grid = grid and tuple(_whole("a side of grid", side) for side in grid)
+        if grid is not None:
+            grid = (_whole("a side of grid", grid[0]), _whole("a side of grid", grid[1]))
         dim = None if dim is None else _whole("dim", dim)
         self.lambda_unary = _number("lambda_unary", lambda_unary)
         self.lambda_pair = _number("lambda_pair", lambda_pair)
-        self.neighbourhood, self.gate = neighbourhood, gate
+        self.neighbourhood, self.gate, self.grid = neighbourhood, gate, grid
         self.temperature = _number("temperature", temperature, least=1e-9)
         self.hard, self.noise = _flag("hard", hard), _number("noise", noise)
         self.check_nan = _flag("check_nan", check_nan)
@@ -220,8 +222,8 @@ class EnergyMask(nn.Module):
         `fixed_bias=True`. Other settings go to `EnergyMask` and take precedence.
         """
         train_bias = not _flag("fixed_bias", fixed_bias)
-        preset = dict(lambda_unary=1e-3, lambda_pair=1e-3, neighbourhood=8, gate="logit")
-        preset |= dict(temperature=1.0, bias_init=6.0, train_bias=train_bias)
+        preset: dict[str, Any] = dict(lambda_unary=1e-3, lambda_pair=1e-3, neighbourhood=8)
+        preset |= dict(gate="logit", temperature=1.0, bias_init=6.0, train_bias=train_bias)
         return cls(channels, **(preset | settings))
 
     @classmethod
@@ -234,8 +236,9 @@ class EnergyMask(nn.Module):
         the mask on late, ramp its loss, give it a lower learning rate and no weight decay. Other
         settings go to `EnergyMask` and take precedence.
         """
-        preset = dict(dim=16, lambda_unary=0.02, lambda_pair=0.02, neighbourhood=4, gate="logit")
-        preset |= dict(temperature=0.5, hard=True, noise=0.0, detach_pairwise=True, bias_init=-1.0)
+        preset: dict[str, Any] = dict(dim=16, lambda_unary=0.02, lambda_pair=0.02, bias_init=-1.0)
+        preset |= dict(neighbourhood=4, gate="logit", temperature=0.5, hard=True, noise=0.0)
+        preset |= dict(detach_pairwise=True)
         return cls(channels, **(preset | settings))
 
     def forward(self, x: Tensor) -> Tensor:

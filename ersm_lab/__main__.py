@@ -162,12 +162,12 @@ def probe(options: argparse.Namespace) -> int:
     print(f"{len(outcomes)} probes of {len(found)} records:", end=" ")
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     _print_why(found, stands)
+    broken = counts[standing.CURRENT] < len(found)
     for name, error in failed.items():
         absent = name.startswith("data/") and isinstance(error, FileNotFoundError)
         print(f"{'not at hand' if absent else 'failed'}: {name}: {_message(error)}")
-        if absent:
-            failed[name] = None
-    return 1 if counts[standing.CURRENT] < len(found) or any(failed.values()) else 0
+        broken = broken or not absent
+    return 1 if broken else 0
 
 
 def _probes_of(record: dict[str, Any]) -> list[Any]:
@@ -347,9 +347,15 @@ def _run_queue(options: argparse.Namespace) -> int:
     print(f"{len(todo)} tasks, about {hours:.2g} hours for {workers} workers")
     if options.plan:
         return 0
-    settings = {"workers": workers, "helpers": tasks.spare_processes(workers)}
-    settings |= {"begin": tasks.UseThreads(count=options.threads), "after": tasks.free_memory}
-    found = queue.work(todo, clock=clock, within=options.within, **settings)
+    found = queue.work(
+        todo,
+        workers=workers,
+        helpers=tasks.spare_processes(workers),
+        within=options.within,
+        clock=clock,
+        begin=tasks.UseThreads(count=options.threads),
+        after=tasks.free_memory,
+    )
     print(f"{len(found.done)} done, {len(found.failed)} failed, {len(found.left)} left for later")
     for name, reason in found.failed.items():
         print(f"failed: {name}: {reason}")

@@ -155,7 +155,7 @@ def measure(
         steps: dict[str, Callable[[], None]] = {}
         passes: dict[str, Callable[[], None]] = {}
         for name, model in models.items():
-            model = model.to(device, memory_format=torch.channels_last)
+            model = model.to(device).to(memory_format=torch.channels_last)
             steps[name], held = _training_step(model, x, labels, settings.precision)
             passes[name] = _inference_pass(model, x)
             numbers[name] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -236,7 +236,8 @@ def peak_bytes(run: Callable[[], None], device: torch.device | str = "cpu") -> i
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     events = [event for event in events if event.get("name") == "[memory]"]
     events.sort(key=lambda event: event["ts"])
-    held, peak, owned = 0, 0, set()
+    held, peak = 0, 0
+    owned: set[int] = set()
     for event in events:
         size, address = event["args"]["Bytes"], event["args"]["Addr"]
         if size < 0 and address not in owned:

@@ -29,6 +29,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
+from ersm_lab.common import checks
 from ersm_lab.demo_export import normalise
 from ersm_lab.evaluation.inference import evaluating, only_mask
 from ersm_lab.images.painted_scenes import painted_scene
@@ -120,8 +121,9 @@ def stacks(model: nn.Module, scenes: Sequence[str]) -> list[Stack]:
     for image in images:
         with evaluating(model):
             model(normalise(image[None]))
-        unary = mask.lambda_unary * F.softplus(mask.state.logit[0, 0])  # (h, w)
-        kept = mask.state.mask[0, 0]  # (h, w)
+        state = checks.state(mask)
+        unary = mask.lambda_unary * F.softplus(state.logit[0, 0])  # (h, w)
+        kept = state.mask[0, 0]  # (h, w)
         found.append(Stack(image=_numpy(image), unary=_numpy(unary), mask=_numpy(kept)))
     return found
 

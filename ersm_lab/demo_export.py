@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ersm_lab.common import checks
 from ersm_lab.evaluation.inference import energy_masks, evaluating, only_mask, replaced_mask
 from ersm_lab.images import shapes
 from ersm_lab.images.data import ImageSet
@@ -84,6 +85,7 @@ def export_demo(folder: Path | None = None) -> dict[str, Any]:
     for kind, name in RECORDS.items():
         record = records.read(name)
         model = runs.restore(experiments.find(name), record)
+        assert isinstance(model, CifarNet)  # as these experiments are of
         graph = export_network(model)
         if len(graph) > LARGEST:
             raise ValueError(f"{kind}.onnx has {len(graph)} bytes: more than {LARGEST}")
@@ -146,7 +148,7 @@ def samples() -> tuple[Tensor, list[dict[str, Any]]]:
         is None for a shape.
     """
     pictures = [torch.from_numpy(painted_scene(name)) for name in SCENES]
-    described = [
+    described: list[dict[str, Any]] = [
         {"file": f"{name}.png", "shows": scene.shows, "class": scene.meant}
         for name, scene in SCENES.items()
     ]
@@ -172,15 +174,20 @@ def checked_images(pictures: Tensor) -> Tensor:
 def normalise(images: Tensor) -> Tensor:
     """As a network of CIFAR-10 wants them: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
     labels = torch.zeros(len(images), dtype=torch.int64)  # (N,), of no importance
-    named = {"name": "cifar10", "classes": CLASSES, "mean": MEAN, "std": STD}
-    return ImageSet(images=images, labels=labels, **named).normalise(images)
+    whole = ImageSet(
+        name="cifar10", classes=CLASSES, mean=MEAN, std=STD, images=images, labels=labels
+    )
+    return whole.normalise(images)
 
 
 # --- graphs ----------------------------------------------------------------------------------------
 
 
-class DenseGraph(nn.Module):
-    """image uint8 (1, H, W, 3) -> logits (1, classes)."""
+class _Graph(nn.Module):
+    """A network that takes images as they are."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: CifarNet) -> None:
         super().__init__()
@@ -192,11 +199,15 @@ class DenseGraph(nn.Module):
     def normalise(self, image: Tensor) -> Tensor:
         return (image.float() * self.scale + self.shift).permute(0, 3, 1, 2)  # (1, 3, H, W)
 
+
+class DenseGraph(_Graph):
+    """image uint8 (1, H, W, 3) -> logits (1, classes)."""
+
     def forward(self, image: Tensor) -> Tensor:
         return self.model(self.normalise(image))
 
 
-class MaskedGraph(DenseGraph):
+class MaskedGraph(_Graph):
     """image, threshold (1,) -> logits (1, classes); energy, z and mask, each (1, 1, h, w).
 
     The model has one hard mask, as the last step of one of its groups.
@@ -206,7 +217,7 @@ class MaskedGraph(DenseGraph):
         mask = only_mask(self.model)
         x = self.model.stem(self.normalise(image))  # (1, C, h, w)
         for number in range(1, len(self.model.settings.widths) + 1):
-            for layer in self.model.get_submodule(f"group{number}"):
+            for layer in self.model.get_submodule(f"group{number}").children():
                 if layer is mask:
                     state = mask.compute(x)
                     kept = (state.logit < threshold).to(x.dtype)  # (1, 1, h, w)
@@ -266,10 +277,11 @@ def export_network(model: CifarNet, *, side: int = 32) -> bytes:
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # as it would be without dynamo
     for part in (program.model, program.model.graph, *program.model.graph):
         part.metadata_props.clear()  # of the nodes they hold the paths of this machine
     file = io.BytesIO()
-    program.save(file)
+    program.save(file)  # type: ignore[arg-type]  # it writes to an open file, too
     return file.getvalue()
 
 
@@ -314,7 +326,7 @@ def largest_difference(model: CifarNet, graph: bytes, images: Tensor) -> float:
             mask = only_mask(model)
             with replaced_mask(mask, lambda m: torch.from_numpy(found["mask"])):
                 expected = {"logits": model(normalise(images))}
-            state = mask.state
+            state = checks.state(mask)
             expected |= {"energy": state.energy, "z": state.logit}  # (N, 1, h, w) each
             away = state.logit.abs() > TOLERANCE
             if (torch.from_numpy(found["mask"]) != state.mask)[away].any():
@@ -332,7 +344,7 @@ def value_ranges(model: CifarNet, images: Tensor) -> dict[str, tuple[float, floa
     """From where to where z and energy go, outliers aside: for the page's slider and colours."""
     with evaluating(model):
         model(normalise(images))
-    state = only_mask(model).state
+    state = checks.state(only_mask(model))
     ranges = {}
     for name, values in {"z": state.logit, "energy": state.energy}.items():
         low, high = np.quantile(values.numpy(), [0.01, 0.99])

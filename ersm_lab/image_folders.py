@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -86,10 +87,9 @@ def open_images(
     if setting not in ("pets", "cub"):
         raise ValueError(f'setting must be "pets" or "cub", got {setting!r}')
     root, transform = Path(root), preprocessing(image_size)
-    if setting == "cub":
-        known, test, classes = _cub(root, transform)
-    else:
-        known, test, classes = _pets(root, transform, download)
+    known, test, classes = (
+        _cub(root, transform) if setting == "cub" else _pets(root, transform, download)
+    )
     every = range(len(known))
     return Splits(
         training=Subset(known, [i for i in every if i % 10]),
@@ -101,7 +101,7 @@ def open_images(
 
 def _pets(
     root: Path, transform: Callable, download: bool
-) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+) -> tuple[datasets.VisionDataset, Dataset, tuple[str, ...]]:
     settings = {"root": str(root), "transform": transform, "download": download}
     try:
         known = datasets.OxfordIIITPet(split="trainval", **settings)
@@ -113,7 +113,7 @@ def _pets(
     return known, test, tuple(known.classes)
 
 
-def _cub(root: Path, transform: Callable) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+def _cub(root: Path, transform: Callable) -> tuple[Subset, Dataset, tuple[str, ...]]:
     folder = root / CUB
     lists = [folder / name for name in ("images.txt", "train_test_split.txt")]
     if not all(path.is_file() for path in lists):
@@ -168,6 +168,7 @@ def extract(
             )
         maps[start : start + len(y)], labels[start : start + len(y)] = part, y
         start += len(y)
+    assert maps is not None  # there are images
     return FeatureSet(maps=maps, labels=labels, classes=tuple(classes))
 
 
@@ -206,12 +207,12 @@ def compare(
     if backbone is None:
         backbone = torchvision.models.resnet50(weights="IMAGENET1K_V2")
     fabric = make_fabric(precision="32-true")
-    shape = {"classes": len(splits.classes), "image_size": image_size}
+    shape: dict[str, Any] = {"classes": len(splits.classes), "image_size": image_size}
     frozen = protocols.published(backbone.to("cpu"), layer, **shape).to(fabric.device)
-    bars = {"workers": workers, "progress": progress}
     parts = (splits.training, splits.validation, splits.test)
     training, validation, test = (
-        extract(frozen, part, splits.classes, **bars).to(fabric.device) for part in parts
+        extract(frozen, part, splits.classes, workers=workers, progress=progress).to(fabric.device)
+        for part in parts
     )
     results = []
     for method, config in rows.items():
@@ -225,8 +226,15 @@ def compare(
                 **shape,
                 **(config.mask or {}),
             ).reader
-            settings = {"seed": seed, "fabric": fabric, "progress": progress}
-            curve = protocol_runs.fit(reader, training, validation, config.train, **settings)
+            curve = protocol_runs.fit(
+                reader,
+                training,
+                validation,
+                config.train,
+                seed=seed,
+                fabric=fabric,
+                progress=progress,
+            )
             metrics = protocol_runs.measure(
                 reader, test, validation=validation, config=config, seed=seed
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ersm_lab.ledger import CLAIMS
 from ersm_lab.papers.claim import Claim
@@ -248,7 +249,7 @@ _PUBLISHED: dict[str, Callable[[], str]] = {
     "ERSM (e)": _published(_ranks),
 }
 _PHOTOGRAPHS: dict[str, Callable[[], str]] = {
-    key: _photographs(lambda name=name: verdicts.signs_of(name, PHOTOGRAPHS))
+    key: _photographs(partial(verdicts.signs_of, name, PHOTOGRAPHS))
     for key, name in {
         "ERSM (a)": "(a) accuracy is preserved",
         "ERSM (b)": "(b) sparse and adaptive",
@@ -256,7 +257,7 @@ _PHOTOGRAPHS: dict[str, Callable[[], str]] = {
         "ERSM (e)": "(e) beyond magnitude",
     }.items()
 } | {
-    key: _photographs(lambda name=name: verdicts.robust_signs(name, PHOTOGRAPHS))
+    key: _photographs(partial(verdicts.robust_signs, name, PHOTOGRAPHS))
     for key, name in {"ERSM (c)": "random squares", "ERSM (f)": "swapped ground"}.items()
 }
 

@@ -74,16 +74,15 @@ def records_page(found: Sequence[Mapping[str, Any]], stands: Sequence[Any]) -> s
     if not found:
         return "\n\n".join(parts) + "\n"
     header = ("scale", "data", "experiment", "seeds", "test accuracy", "training seconds")
-    rows = [
+    groups = [
         (*_place(name), len(seeds), *_over_seeds(seeds)) for name, seeds in _groups(found).items()
     ]
     parts += [
         FILTER,
         "## Over the seeds",
         "Mean ± standard deviation over the seeds.",
-        pipe_table(header, rows),
+        pipe_table(header, groups),
     ]
-    header = ("record", "test accuracy", "seconds", "commit", "state")
     rows = [
         (
             f"`{r['name']}`",
@@ -97,7 +96,7 @@ def records_page(found: Sequence[Mapping[str, Any]], stands: Sequence[Any]) -> s
     parts += [
         "## Every record",
         "A commit with + had changes in its tree that were not committed; `data/` aside.",
-        pipe_table(header, rows),
+        pipe_table(("record", "test accuracy", "seconds", "commit", "state"), rows),
         "## Made on",
         pipe_table(("machine", "versions", "records"), _machines(found)),
     ]
@@ -109,7 +108,11 @@ def _machines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
     counts = Counter(
         (_machine(r), ", ".join(f"{n} {v}" for n, v in r["packages"].items() if v)) for r in found
     )
-    return [(*map(records.without_markup, key), count) for key, count in counts.most_common()]
+    plain = records.without_markup
+    return [
+        (plain(machine), plain(versions), count)
+        for (machine, versions), count in counts.most_common()
+    ]
 
 
 def _groups(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -150,7 +150,7 @@ def plan(
     first_on_trunk: dict[str, str] = {}
     planned: dict[str, Job] = {}
     for name, job in open_.items():
-        needs = []
+        needs: list[str] = []
         config = job.experiment.config
         if job.suite is not None:
             needs = [job.experiment.name]
@@ -160,8 +160,8 @@ def plan(
         elif config.shares_trunk:
             trunk = runs.trunk_path(job.experiment, records.home())
             needs = [first_on_trunk.setdefault(str(trunk), name)] if trunk else []
-        needs = tuple(n for n in needs if n in open_ and n != name)
-        planned[name] = Job(name=name, experiment=job.experiment, suite=job.suite, needs=needs)
+        first = tuple(n for n in needs if n in open_ and n != name)
+        planned[name] = Job(name=name, experiment=job.experiment, suite=job.suite, needs=first)
     return planned
 
 

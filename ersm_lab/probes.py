@@ -63,8 +63,10 @@ CLASSES = len(shapes.CLASSES)
 MOST_CALLS = 128  # numbers of a suite: one for each pass, or the mean of neighbouring passes
 
 # Groups of metrics that count images.
-SHARES = ("accuracy", "mean", "intervals", "by_route", "left_after", "only_by_surrogate")
-SHARES += ("deletion", "maps", "follows_background")
+SHARES = (
+    *("accuracy", "mean", "intervals", "by_route", "left_after", "only_by_surrogate"),
+    *("deletion", "maps", "follows_background"),
+)
 # Raised by hand when a change is meant to alter what a kind of run, or a suite, gives.
 PROTOCOL = dict.fromkeys(("training", "data", *card.SUITES), 1)
 PROTOCOL["photographs"] = of_photographs.PROTOCOL
@@ -88,9 +90,13 @@ class Probe:
     def id(self) -> str:
         if self.kind == "data":
             return f"data/{self.settings}"
-        if self.kind == "photographs":
+        if self.experiment is None:
             return of_photographs.ID
-        told = [_kind(self), _as_first_hashed(self.experiment.config), sparse(self.settings)]
+        told = [
+            _kind(self.experiment, self.kind),
+            _as_first_hashed(self.experiment.config),
+            sparse(self.settings),
+        ]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         return f"{self.kind}/{digest[:12]}"
 
@@ -100,15 +106,15 @@ class Probe:
 ONCE_DEFAULTS = {"after": "group1", "sparsity": 0.5, "start": 0.6, "ramp": 0.1}
 
 
-def _kind(probe: Probe) -> str:
-    config = probe.experiment.config
+def _kind(experiment: Experiment, kind: str) -> str:
+    config = experiment.config
     if isinstance(config, PublishedConfig):
         return "PublishedConfig"
     if config.norm or config.dropped or config.sparsity is not None:
         return (
             "NormConfig" if config.norm else "VariantConfig" if config.dropped else "PruningConfig"
         )
-    learned = probe.kind == "training" and getattr(config.backbone, "stem_learned", False)
+    learned = kind == "training" and getattr(config.backbone, "stem_learned", False)
     return "BaselineConfig" if config.smoothing or config.coding or learned else "RunConfig"
 
 
@@ -163,7 +169,7 @@ def tiny(experiment: Experiment) -> Experiment:
 
 def tiny_network(experiment: Experiment) -> Experiment:
     """Of an experiment what a suite sees: the network. How it was trained is no longer asked."""
-    config = _narrow(experiment.config.trained())
+    config = _narrow(experiment.own.trained())
     plain = TrainSettings(epochs=1)
     return _placed(replace(config, train=plain, train_images=None, test_images=None))
 
@@ -172,13 +178,13 @@ def _narrow(config: Any) -> Any:
     backbone = config.backbone
     if isinstance(backbone, CifarNetSettings):
         widths = (*SMOKE.widths, *SMOKE.widths[-1:] * len(backbone.widths))[: len(backbone.widths)]
-        stem = {"stem_channels": 12, "stem_kernel": 4, "stem_stride": 2}
-        return replace(config, backbone=replace(backbone, widths=widths, **stem))
+        backbone = replace(backbone, stem_channels=12, stem_kernel=4, stem_stride=2, widths=widths)
+        return replace(config, backbone=backbone)
     if isinstance(backbone, TokenNetSettings):
-        narrow = dict(width=16, expansion=2, early_width=8, stem_channels=12)
-        return replace(config, backbone=replace(backbone, **narrow))
+        backbone = replace(backbone, width=16, expansion=2, early_width=8, stem_channels=12)
+        return replace(config, backbone=backbone)
     if backbone == "resnet18":  # torchvision's network itself would take minutes
-        parts = {"backbone": CifarNetSettings()}
+        parts: dict[str, Any] = {"backbone": CifarNetSettings()}
         if getattr(config, "mask", None):
             parts["mask"] = replace(config.mask, layer="group1")
         if getattr(config, "coding", None):
@@ -221,11 +227,12 @@ def measure(probe: Probe) -> Numbers:
     """
     if probe.kind == "data":
         return _rounded(_of_data(probe.settings))
-    if probe.kind == "photographs":
+    if probe.experiment is None:
         return _rounded(of_photographs.measure())
     with _alone() as home:
-        found = _trained(probe.experiment, home) if probe.kind == "training" else _asked(probe)
-    return _rounded(found)
+        if probe.kind == "training":
+            return _rounded(_trained(probe.experiment, home))
+        return _rounded(_asked(_seeded(probe.experiment), probe.kind, probe.settings))
 
 
 @contextlib.contextmanager
@@ -238,7 +245,7 @@ def _alone() -> Iterator[Path]:
     before = {name: os.environ.get(name) for name in ("ERSM_HOME", "ERSM_DEVICE")}
     threads, lots = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
-    widening = register_module_forward_pre_hook(_widen)
+    widening = register_module_forward_pre_hook(_widen)  # type: ignore[arg-type]  # may return
     with tempfile.TemporaryDirectory(prefix="ersm-probe-") as folder:
         os.environ |= {"ERSM_HOME": folder, "ERSM_DEVICE": "cpu"}  # a GPU rounds otherwise
         try:
@@ -260,11 +267,13 @@ def _widen(module: nn.Module, args: tuple) -> tuple:
 
 def _trained(experiment: Experiment, home: Path) -> Numbers:
     """Curve, metrics and weights of a tiny run, and the logits of the network that was kept."""
-    quiet = {"root": home, "progress": False}
+    quiet: dict[str, Any] = {"root": home, "progress": False}
+    model: nn.Module
+    start: nn.Module
     if isinstance(experiment.config, PublishedConfig):
         frozen = _seeded(_placed(Config(backbone=SMOKE, train=TrainSettings(epochs=1))))
         base = {"metrics": {"test_accuracy": 0.0}, "checkpoint": {"sha256": "0" * 64}}
-        backbone = {"backbone": lambda method: (frozen, base)}
+        backbone: dict[str, Any] = {"backbone": lambda method: (frozen, base)}
         record = protocol_runs.run(experiment, **backbone, **quiet)
         model = protocol_runs.restore(experiment, record, **backbone, root=home)
         start = protocol_runs.build(experiment, frozen, classes=CLASSES)
@@ -293,14 +302,13 @@ def _trained(experiment: Experiment, home: Path) -> Numbers:
     return found
 
 
-def _asked(probe: Probe) -> Numbers:
-    """Metrics of a suite asked of a seeded network, and the size of its logits in every pass."""
-    model = _seeded(probe.experiment)
+def _asked(model: nn.Module, suite: str, settings: Any) -> Numbers:
+    """Metrics of a suite asked of a network, and the size of its logits in every pass."""
     sizes: list[float] = []
     model.register_forward_hook(lambda module, args, output: sizes.append(_size(output.detach())))
     images = lab_data.load("shapes", "test", limit=SUITE_IMAGES)
-    asked = {"suites": [probe.kind], "settings": {probe.kind: probe.settings}}
-    metrics = card.evaluate(model, images, **asked)[probe.kind].metrics
+    found_by = card.evaluate(model, images, suites=[suite], settings={suite: settings})
+    metrics = found_by[suite].metrics
     found = _in_groups(metrics) | {"passes": len(sizes)}
     parts = min(MOST_CALLS, len(sizes))
     for number in range(parts):
@@ -321,7 +329,7 @@ def _seeded(experiment: Experiment) -> nn.Module:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 spread = parameter.square().mean().sqrt()
-                parameter += spread * torch.randn(parameter.shape, generator=lots)
+                parameter.add_(spread * torch.randn(parameter.shape, generator=lots))
         for mask in (m for m in model.modules() if isinstance(m, EnergyMask)):
             mask.weight.copy_(2 * torch.randn(mask.weight.shape, generator=lots))
         torch.manual_seed(0)

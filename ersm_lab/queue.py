@@ -152,6 +152,7 @@ def work(
             for worker in _answered(busy, min(left, 5.0)):
                 seconds = time.monotonic() - worker.begun
                 task, worker.task = worker.task, None
+                assert task is not None  # it is busy
                 try:
                     well, words = worker.line.recv()
                 except (EOFError, ConnectionError):  # nobody is there any more
@@ -176,8 +177,8 @@ def work(
             worker.process.join(5)
             worker.process.kill()
         bar.close()
-    left = (*stopped, *(task.name for task in waiting))
-    return Summary(done=tuple(done), failed=failed, left=left)
+    undone = (*stopped, *(task.name for task in waiting))
+    return Summary(done=tuple(done), failed=failed, left=undone)
 
 
 def _next(waiting: Sequence[Task], ended: set[str], clock: Clock, left: float) -> Task | None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,13 +95,13 @@ def works() -> list[Work]:
         for e in experiments_of("full", dataset="cifar10")
         if not isinstance(e.config, PublishedConfig) and e.config.backbone != "resnet18"
     ]
-    count = {}
-    for settings in {e.config.backbone for e in rows}:
-        count[settings] = multiply_adds(lambda s=settings: CifarNet(s), 32)
-    largest = max(count, key=count.get)
+    count: dict[Any, float] = {}
+    for settings in {b for e in rows if isinstance(b := e.config.backbone, CifarNetSettings)}:
+        count[settings] = multiply_adds(partial(CifarNet, settings), 32)
+    largest = max(count, key=count.__getitem__)
     epochs = rows[0].config.train.epochs
     full = sum(count[e.config.backbone] for e in rows) / len(rows)
-    of_imagenet = dict(multiply_adds=multiply_adds(resnet50, 224), images=1_281_167)
+    of_imagenet: dict[str, Any] = dict(multiply_adds=multiply_adds(resnet50, 224), images=1_281_167)
     return [
         Work(
             name="one network of the full scale",

@@ -67,6 +67,8 @@ class Judge:
 
     def __call__(self) -> str:
         experiment, suite = self.job.experiment, self.job.suite
+        if suite is None:
+            raise ValueError(f"{self.job.name} asks no suite: it is a training")
         probe = probes.taken(experiment, suite)
         record = judging.judge(experiment, suite, probe=probe, progress=False)
         return f"asked {record['metrics']['images']} images"
@@ -128,8 +130,9 @@ def _task(job: Job, jobs: Mapping[str, Job], made: Mapping[str, Task]) -> Task:
     needs = tuple([name for name in job.needs if name in jobs] + first)
     work = Train(job=job) if job.suite is None else Judge(job=job)
     effort = SLOWER if job.experiment.method.startswith("resnet18") else 1
-    settings = {"needs": needs, "worth": _worth(job), "effort": effort}
-    return Task(name=job.name, like=_like(job), work=work, **settings)
+    return Task(
+        name=job.name, like=_like(job), work=work, needs=needs, worth=_worth(job), effort=effort
+    )
 
 
 def _like(job: Job) -> tuple[str, ...]:
@@ -171,7 +174,8 @@ def _worth(job: Job) -> tuple:
 def _beforehand(job: Job) -> list[Task]:
     """What is made once for many: perturbed test images, smoothed training images."""
     experiment, config = job.experiment, job.experiment.config
-    dataset, found = experiment.dataset, []
+    dataset = experiment.dataset
+    found: list[tuple[str, Perturb | Smooth]] = []
     if job.suite in ("occlusion", "corruption"):
         settings = card.PRESETS[experiment.scale][job.suite]
         if (settings.images or records.TEST_IMAGES) < KEPT_FROM:
@@ -181,18 +185,24 @@ def _beforehand(job: Job) -> list[Task]:
         else:
             parts = {kind: replace(settings, kinds=(kind,)) for kind in corruptions.KINDS}
         for part, own in parts.items():
-            work = Perturb(suite=job.suite, dataset=dataset, settings=own)
-            found.append((f"{dataset}: {part}", work))
+            made = Perturb(suite=job.suite, dataset=dataset, settings=own)
+            found.append((f"{dataset}: {part}", made))
     elif job.suite is None and isinstance(config, Config) and config.smoothing:
         count, path = config.train_images or data.SHAPES_SIZE["train"], config.smoothing.path
         levels = {level for _, level in config.smoothing.stages if level}
         for level, start in itertools.product(sorted(levels), range(0, count, PART)):
-            part = slice(start, min(start + PART, count))
-            own = {"limit": config.train_images, "part": part}
-            work = Smooth(dataset=dataset, level=level, path=path, **own)
-            found.append((f"{dataset}: training images {start}+ at {level:g}", work))
-    settings = {"like": ("prepare",), "worth": (1,), "beforehand": True}
-    return [Task(name=name, work=work, **settings) for name, work in found]
+            smooth = Smooth(
+                dataset=dataset,
+                level=level,
+                path=path,
+                limit=config.train_images,
+                part=slice(start, min(start + PART, count)),
+            )
+            found.append((f"{dataset}: training images {start}+ at {level:g}", smooth))
+    return [
+        Task(name=name, work=work, like=("prepare",), worth=(1,), beforehand=True)
+        for name, work in found
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

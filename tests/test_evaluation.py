@@ -310,3 +310,10 @@ def test_two_masks_have_statistics_each_and_are_replaced_together(images):
     assert found["accuracy_with_mask_replaced"]["ones"] == bare
     with pytest.raises(ValueError, match="has 2"):
         inference.mask_controls(model, images, masks["stage"])
+
+
+def test_a_mask_that_is_off_is_said_to_have_no_state(images):
+    model = reader()
+    inference.only_mask(model).enabled = False
+    with pytest.raises(RuntimeError, match="with the mask enabled"):
+        inference.look(model, images)

@@ -93,6 +93,13 @@ def test_a_stem_without_pairs_is_refused():
         pictures.PullBack(torch.nn.Conv2d(3, 8, 4, stride=2, padding=1), SIZE)
 
 
+def test_a_stem_whose_padding_is_a_word_is_refused():
+    stem = torch.nn.Conv2d(3, 8, 2, padding="same")
+    stem.weight.data[4:] = -stem.weight.data[:4]
+    with pytest.raises(ValueError, match="number of pixels"):
+        pictures.PullBack(stem, SIZE)
+
+
 def test_atoms_are_sorted_and_their_patches_are_where_codes_are_large(model, images, pull_back):
     features = pictures.inputs_of(model, "group1.0", images)
     coder = model.group1[0]

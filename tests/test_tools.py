@@ -19,6 +19,7 @@ import torch
 import yaml
 from build_book import announce, gather, slim
 from check_book import check_book
+from coverage_by_room import rooms
 from execute_notebooks import clean, problems
 from watched import STOPPED, Watch, run_side_by_side, run_watched
 
@@ -311,3 +312,14 @@ def test_a_notebook_for_download_has_its_cells_without_outputs(tmp_path):
     assert [cell.source for cell in notebook.cells] == [figure_cell().source, "x"]
     assert notebook.cells[0].outputs == [] and notebook.cells[0].execution_count is None
     assert [path.name for path in (tmp_path / "_static").iterdir()] == ["a.js"]
+
+
+def test_lines_that_were_run_are_added_up_by_room():
+    files = {"ersm_core.py": (3, 4), "ersm_lab/views/a.py": (1, 2), "ersm_lab/views/b.py": (0, 2)}
+    told = {
+        name: {"summary": {"covered_lines": run, "num_statements": lines}}
+        for name, (run, lines) in files.items()
+    }
+    found = rooms({"files": told})
+    assert found == {"ersm_core.py": (3, 4), "ersm_lab/views": (1, 4), "all": (4, 8)}
+    assert [*found][-1] == "all"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
+from ersm_lab.common import checks
 from ersm_lab.evaluation.inference import evaluating, only_mask
 from ersm_lab.images.data import ImageSet
 from ersm_lab.results import records
@@ -158,7 +160,7 @@ def median_pair_cost(model: nn.Module, data: ImageSet) -> float:
     with evaluating(model):
         for x, _ in data.inputs():
             model(x)
-            costs.append(mask.state.pairwise.flatten() / mask.lambda_pair)
+            costs.append(checks.state(mask).pairwise.flatten() / mask.lambda_pair)
     return torch.cat(costs).median().item()
 
 
@@ -208,7 +210,7 @@ def draw_grid(
         dense: the dense network's record of the same seed.
         cost, start, temperature, gate: as in `predicted`.
     """
-    token = {"cost": cost, "start": start, "temperature": temperature, "gate": gate}
+    token: dict[str, Any] = {"cost": cost, "start": start, "temperature": temperature, "gate": gate}
     unary = sorted({c.lambda_unary for c in cells})
     pair = sorted({c.lambda_pair for c in cells})
     figure, axis = plt.subplots(figsize=(7.6, 5.0))
@@ -219,10 +221,10 @@ def draw_grid(
         hatch, _ = PHASES[phase]
         kept = cell.record["metrics"]["mask"]["kept_fraction"] if cell.record else None
         colour = "white" if kept is None else shades(0.08 + 0.42 * kept)
-        box = dict(facecolor=colour, edgecolor="0.55", hatch=hatch, linewidth=0.8)
+        box: dict[str, Any] = dict(facecolor=colour, edgecolor="0.55", hatch=hatch, linewidth=0.8)
         axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **box))
         text = "not recorded\nyet"
-        if cell.record:
+        if cell.record and kept is not None:
             gap = cell.record["metrics"]["test_accuracy"] - dense["metrics"]["test_accuracy"]
             text = f"{100 * kept:.0f} % kept\n{100 * gap:+.1f} points"
         paper = dict(facecolor="white", edgecolor="none", alpha=0.85, boxstyle="round,pad=0.25")
@@ -255,7 +257,7 @@ def agreement_with_prediction(
     cells: Sequence[Cell], *, cost: float, start: float, temperature: float, gate: str = "logit"
 ) -> Table:
     """How many cells of each predicted phase ended with most tokens kept, or most dropped."""
-    token = {"cost": cost, "start": start, "temperature": temperature, "gate": gate}
+    token: dict[str, Any] = {"cost": cost, "start": start, "temperature": temperature, "gate": gate}
     rows = []
     for phase, (_, words) in PHASES.items():
         chosen = [
@@ -352,8 +354,8 @@ def on_validation(
             for r, other in zip(group, others, strict=True)
         ]
         each = ", ".join(f"{gap:+.2f}" for gap in gaps)
-        costs = ", ".join(f"{cost:.1f}" for cost in costs)
-        cells = [f"{fmean(gaps):+.2f}", each, f"{fmean(kept):.0f} %", costs]
+        cells = [f"{fmean(gaps):+.2f}", each, f"{fmean(kept):.0f} %"]
+        cells += [", ".join(f"{cost:.1f}" for cost in costs)]
         rows.append([method, str(len(group)), *cells])
     header = ["method", "seeds", "difference", "seed by seed", "kept"]
     header += ["other image's mask costs [points]"]

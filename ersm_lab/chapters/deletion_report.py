@@ -254,7 +254,8 @@ def scores(groups: Groups, method: str) -> dict[str, dict[str, float]]:
     found = {OURS: {name: plain_statistics.fmean(m[name] for m in means) for name in names}}
     for test, place in _tests().items():
         sign = -1 if place[-1] == "deletion" else 1
-        found[test] = {n: sign * _over_seeds(group, "area", *place, n)[0] for n in names}
+        areas = {name: _over_seeds(group, "area", *place, name)[0] for name in names}
+        found[test] = {name: sign * area for name, area in areas.items() if area is not None}
     return found
 
 
@@ -273,7 +274,7 @@ def apart_from_random(groups: Groups, method: str) -> dict[str, dict[str, bool]]
     for test, place in _tests().items():
         pairs = {name: _over_seeds(group, "minus_random", *place, name) for name in names}
         found[test] = {
-            name: error is not None and abs(minus) > STANDARD_ERRORS * error
+            name: minus is not None and error is not None and abs(minus) > STANDARD_ERRORS * error
             for name, (minus, error) in pairs.items()
         }
     return found
@@ -298,7 +299,7 @@ def order(groups: Groups, method: str, *, unit: str) -> Table:
     places = {test: ranks(values) for test, values in found.items()}
     apart = apart_from_random(groups, method)
     rows = []
-    for name in sorted(places[OURS], key=places[OURS].get):
+    for name in sorted(places[OURS], key=places[OURS].__getitem__):
         cells = [
             str(places[test][name])
             if apart[test][name] or name == "random"
@@ -349,12 +350,12 @@ def answers(
         Probabilities (fractions, N, classes).
     """
     stage = rankings.token_stage(model, layer)
-    opened = isinstance(stage, EnergyMask)
+    mask = stage if isinstance(stage, EnergyMask) else None
     keep = [keep_masks(importance, fraction) for fraction in fractions]  # (N, h, w) each
     found, begin = [], 0
     with evaluating(model):
         for x, _ in data.inputs(BATCH):
-            with replaced_mask(stage, torch.ones_like) if opened else nullcontext():
+            with replaced_mask(mask, torch.ones_like) if mask else nullcontext():
                 whole = rankings.layer_tokens(model, layer, x)  # (B, C, H, W)
             side = whole.shape[2] // importance.shape[1]
             with rankings.rest_of_network(model, layer, x) as rest:
@@ -540,8 +541,13 @@ def _fill_of(convention: Convention, game: str) -> str:
     return _fill(convention.deletion_fill if game == "deletion" else convention.insertion_fill)
 
 
-def _fill(fill: str) -> str:
-    return {"zero": "0", "blur": "the blurred image's", "minimum": "the least value"}[fill]
+def _fill(fill: str | None) -> str:
+    words: dict[str | None, str] = {
+        "zero": "0",
+        "blur": "the blurred image's",
+        "minimum": "the least value",
+    }
+    return words[fill]
 
 
 def _step(convention: Convention) -> str:

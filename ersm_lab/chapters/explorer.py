@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ersm_core import EnergyMask
+from ersm_lab.common import checks
 from ersm_lab.evaluation.inference import evaluating
 from ersm_lab.images.data import ImageSet
 from ersm_lab.views.widgets import (
@@ -77,7 +78,7 @@ def occluder_explorer(
         for network in networks.values():
             with evaluating(network):
                 probabilities.append((255 * network(x).softmax(1)).round().byte())  # (F, classes)
-        kept = masks[0].state.mask > 0.5  # (F, 1, h, w)
+        kept = checks.state(masks[0]).mask > 0.5  # (F, 1, h, w)
         images.append(
             {
                 "src": png_source(png(data.images[number].numpy())),

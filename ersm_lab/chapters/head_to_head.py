@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -203,7 +204,7 @@ SEARCHED: dict[str, tuple[str, str]] = {
 
 def family(experiment: Experiment) -> str | None:
     """Of `SEARCHED`, whose trial an experiment is; None for a dense network or another backbone."""
-    config = experiment.config
+    config = experiment.own
     if config.sparsity:
         return "pruning"
     if config.smoothing:
@@ -283,9 +284,10 @@ def kept_shares(
     found = {}
     for method, model in models.items():
         group = statistics.of(method, dataset=dataset, scale=scale)
-        shares = [records.flatten(r["metrics"]).get("mask.kept_fraction") for r in group]
+        found_shares = [records.flatten(r["metrics"]).get("mask.kept_fraction") for r in group]
+        shares = [share for share in found_shares if share is not None]
         layers = list(energy_masks(model))
-        if layers and shares and None not in shares:
+        if layers and shares and len(shares) == len(group):
             found[method] = (layers[0], float(np.mean(shares)))
     return found
 
@@ -318,7 +320,7 @@ def decide(
         return Widget(
             html=f"<p>No records of {base} yet: <code>make reproduce</code> makes them.</p>"
         )
-    methods = []
+    methods: list[dict[str, Any]] = []
     for method, row in card.items():
         found = [_by_seed(row[m], card[base][m]) for m in measures]
         methods.append({"name": method, "gaps": found})

@@ -7,6 +7,7 @@ import math
 import statistics as plain_statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def _floats(images: Tensor) -> Tensor:
 
 # --- one graph, or one for each channel ------------------------------------------------------------
 
-GRAPHS = {"shared": "one graph", "own": "own graphs"}
+GRAPHS: dict[Literal["shared", "own"], str] = {"shared": "one graph", "own": "own graphs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def stop_at(x: Tensor, level: float, *, settings: PathSettings | None = None) ->
     joined = [edge == 0 for edge in path_steps.differences(label.view(-1, 1, h, w))]
     opened = right.sum() + down.sum()
     within = sum((edge & same).sum() for edge, same in zip((right, down), joined, strict=True))
-    entries = sum((z.abs() > 1).sum() for z in (state.right, state.down))
+    entries = (state.right.abs() > 1).sum() + (state.down.abs() > 1).sum()
     return Stop(
         u=(state.u + state.mean).reshape(x.shape),
         image=(flat + state.mean).reshape(x.shape),
@@ -196,7 +197,9 @@ def suite_records(method: str, *, dataset: str = "cifar10", scale: str = "laptop
 def condition_groups(record: Mapping) -> dict[str, list[str]]:
     """Rows of the tables: each smoothing and resolution, each corruption over its severities, all
     corruptions together, and those that are smoothed first beside the same as they are."""
-    plain, corrupted, first = {}, {}, {}
+    plain: dict[str, list[str]] = {}
+    corrupted: dict[str, list[str]] = {}
+    first: dict[str, list[str]] = {}
     for name in record["metrics"]["accuracy"]:
         base, _, smoothing = name.partition("+")
         kind = base.rpartition("-")[0]

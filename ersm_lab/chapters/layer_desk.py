@@ -31,12 +31,14 @@ def layer_desk(
     Raises:
         ValueError: maps whose shapes do not belong together, a name that is no id.
     """
-    maps = {"logit": logit, **{str(count): agreements.get(count) for count in (4, 8)}}
+    given = {"logit": logit, **{str(count): agreements.get(count) for count in (4, 8)}}
     shape = (len(data), 1, logit.shape[-1], logit.shape[-1])
-    for what, values in maps.items():
+    maps: dict[str, Tensor] = {}
+    for what, values in given.items():
         if values is None or tuple(values.shape) != shape:
             got = None if values is None else tuple(values.shape)
             raise ValueError(f"{what} must have the shape {shape}, got {got}")
+        maps[what] = values
     images = [
         {
             "src": png_source(png(data.images[number].numpy())),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -61,7 +62,7 @@ def layer_diagram(
             _put(canvas, tokens[0, channel], left + shift, bottom + shift, cmap="Greys_r")
     bound = state.logit.abs().max().item()
     masked = (x * state.mask.to(x)).norm(dim=1)  # (1, H, W)
-    pictures = {
+    pictures: dict[str, tuple[Tensor, dict[str, Any]]] = {
         "z": (state.logit, {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound}),
         "a": (agreement, {"cmap": "cividis"}),
         "m": (state.mask, {"cmap": "Greys_r", "vmin": 0, "vmax": 1}),
@@ -87,8 +88,8 @@ def layer_diagram(
 
 def _put(canvas: Axes, values: Tensor, left: float, bottom: float, **settings) -> None:
     extent = (left, left + 1, bottom, bottom + 1)
-    settings = {"origin": "upper", "aspect": "auto", "zorder": 2} | settings
-    canvas.imshow(values.detach().cpu().float().numpy(), extent=extent, **settings)
+    style: dict[str, Any] = {"origin": "upper", "aspect": "auto", "zorder": 2} | settings
+    canvas.imshow(values.detach().cpu().float().numpy(), extent=extent, **style)
     canvas.add_patch(plt.Rectangle((left, bottom), 1, 1, fill=False, linewidth=0.8, zorder=2))
 
 
@@ -130,8 +131,8 @@ def token_maps(
     """
     count = len(maps) + (image is not None)
     rows = 2.35 + (0.3 if suptitle else 0)
-    figure, axes = plt.subplots(1, count, figsize=(1.95 * count, rows), squeeze=False)
-    axes = list(axes[0])
+    figure, grid = plt.subplots(1, count, figsize=(1.95 * count, rows), squeeze=False)
+    axes = list(grid[0])
     if image is not None:
         axes[0].imshow(image.cpu().numpy())
         axes[0].set_title("image", fontsize=10)
@@ -195,7 +196,7 @@ def mask_row(images: Tensor, masks: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def _bare(axes: Sequence[Axes]) -> None:
+def _bare(axes: Iterable[Axes]) -> None:
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)

@@ -20,6 +20,7 @@ from ersm_lab.common.checkpoints import save_atomically
 from ersm_lab.common.files import Damaged, set_aside
 from ersm_lab.evaluation import inference
 from ersm_lab.images import data
+from ersm_lab.networks.whitening import WhitenedNet
 from ersm_lab.results import records
 from ersm_lab.results.provenance import code_of
 from ersm_lab.training.build import build
@@ -96,16 +97,18 @@ def shoot(
     fabric = make_fabric(precision=settings.precision)
     unseen = data.load("shapes", "val", limit=640).to(fabric.device)
     model = build(experiment, classes=len(training.classes))
+    assert isinstance(model, WhitenedNet)  # as all networks of this list are
     model.whiten(training.normalise(training.images))
     if change:
         change(model)
-    filmed, masks = unseen[:images], []
+    filmed = unseen[:images]
+    by_epoch: list[Tensor | None] = []
 
     def after_epoch(network: nn.Module) -> dict[str, float]:
         if inference.only_mask(network).enabled:
-            masks.append(inference.collect_masks(network, filmed))  # (N, 1, h, w)
+            by_epoch.append(inference.collect_masks(network, filmed))  # (N, 1, h, w)
         else:
-            masks.append(None)
+            by_epoch.append(None)
         return inference.progress(network, unseen)
 
     curve = train(
@@ -118,7 +121,7 @@ def shoot(
         progress=False,
     )
     last = inference.collect_masks(model, filmed)  # (N, 1, h, w)
-    masks = [torch.ones_like(last) if m is None else m for m in masks]
+    masks = [torch.ones_like(last) if m is None else m for m in by_epoch]
     own = inference.collect_masks(model, unseen)  # (640, 1, h, w)
     metrics = {
         "test_accuracy": inference.accuracy(model, unseen),

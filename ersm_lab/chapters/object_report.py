@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from ersm_lab.common import checks
 from ersm_lab.evaluation import inference, object_masks
 from ersm_lab.images.data import ImageSet
 from ersm_lab.results import answer_bits, records, statistics
@@ -264,9 +265,10 @@ def look(model: nn.Module, data: ImageSet) -> Seen:
     with inference.evaluating(model):
         for x, _ in data.inputs():
             parts["predicted"].append(model(x).argmax(1))
-            parts["mask"].append(mask.state.mask)
-            parts["logit"].append(mask.state.logit)
-            parts["cost"].append(mask.state.pairwise / mask.lambda_pair)
+            state = checks.state(mask)
+            parts["mask"].append(state.mask)
+            parts["logit"].append(state.logit)
+            parts["cost"].append(state.pairwise / mask.lambda_pair)
     return Seen(**{name: torch.cat(found).cpu() for name, found in parts.items()})
 
 
@@ -353,8 +355,7 @@ def threshold_slider(
     Raises:
         ValueError: images without objects, or an even number of steps.
     """
-    if images.masks is None:
-        raise ValueError("where the objects are is not known: take textured shapes")
+    objects = _objects(images)
     if steps < 3 or steps % 2 == 0:
         raise ValueError(f"steps must be odd and at least 3, so that 0 is among them, got {steps}")
     low, high = (torch.quantile(logits.flatten()[:1_000_000], q).item() for q in (0.02, 0.98))
@@ -363,9 +364,9 @@ def threshold_slider(
     cuts = [*np.linspace(low, 0, half), *np.linspace(0, high, half)[1:]]
     side = images.images.shape[1]
     pixels = object_masks.to_pixels(logits, (side, side), smooth=False)  # (N, H, W)
-    truth = images.masks.double()  # (N, H, W)
+    truth = objects.double()  # (N, H, W)
     kept = [(pixels < cut).double() for cut in cuts]
-    overlap = [object_masks.iou(each, images.masks) for each in kept]  # (N,) each
+    overlap = [object_masks.iou(each, objects) for each in kept]  # (N,) each
     mean = [each.nanmean().item() for each in overlap]
     on, off = (
         100 * np.array([((each * part).sum((1, 2)) / part.sum((1, 2))).nanmean() for each in kept])
@@ -401,17 +402,24 @@ def threshold_slider(
     )
 
 
+def _objects(images: ImageSet) -> Tensor:
+    """Where the objects are, bool (N, H, W)."""
+    if images.masks is None:
+        raise ValueError("where the objects are is not known: take textured shapes")
+    return images.masks
+
+
 def _slider_canvas(images: ImageSet, shown: int, off: np.ndarray, on: np.ndarray):
     """Figure, axes of the images, axis of the curve and its dot: frames differ in what they hold."""
     columns = max(math.ceil(shown / 2), 1)
     figure = plt.figure(figsize=(7.0, 3.2), dpi=100)
     grid = figure.add_gridspec(2, columns + 2, width_ratios=[*[1] * columns, 1.1, 1.1])
     axes = []
-    side = images.images.shape[1]
+    side, masks = images.images.shape[1], _objects(images)
     for column in range(shown):
         axis = figure.add_subplot(grid[column // columns, column % columns])
         show(axis, figures.shade(images.images[column], torch.ones(side, side)), side)
-        outline(axis, images.masks[column])
+        outline(axis, masks[column])
         axes.append(axis)
     _bare(np.array(axes))
     curve = figure.add_subplot(grid[:, columns:])
@@ -454,17 +462,17 @@ def draw_backgrounds(
     )
     for part, (name, images) in enumerate(sets.items()):
         seen = look(masked, images)
-        said = inference.predict(dense, images).argmax(1)
+        said, masks = inference.predict(dense, images).argmax(1), _objects(images)
         top, bottom = axes[2 * part], axes[2 * part + 1]
         for column in range(count):
             top[column].imshow(images.images[column].numpy())
             show(bottom[column], figures.shade(images.images[column], seen.mask[column, 0]), side)
-            outline(bottom[column], images.masks[column])
+            outline(bottom[column], masks[column])
             if part == 0:
                 top[column].set_title(first.classes[first.labels[column]], fontsize=9)
             words = []
-            for network, answer in (("dense", said), ("masked", seen.predicted)):
-                answer = answer[column].item()
+            for network, answers in (("dense", said), ("masked", seen.predicted)):
+                answer = int(answers[column])
                 mark = "✓" if answer == images.labels[column] else "✗"
                 if name == "lies" and answer == kinds[column]:
                     mark = "✗ follows"

@@ -87,7 +87,7 @@ def _by_seed(group: Sequence[dict], metric: str) -> dict[int, float]:
 
 def weight_matters(found: Gap) -> str:
     """ "matters", "detectable", "not seen", or "open"."""
-    if len(found.values) < SEEDS:
+    if len(found.values) < SEEDS or found.sd is None or found.base_sd is None:
         return "open"
     if abs(found.mean) > BEYOND * found.base_sd:
         return "matters"
@@ -96,7 +96,7 @@ def weight_matters(found: Gap) -> str:
 
 def ranking_is(found: Gap) -> str:
     """ "better", "worse", "not told apart", or "open"."""
-    if len(found.values) < SEEDS:
+    if len(found.values) < SEEDS or found.sd is None:
         return "open"
     if abs(found.mean) <= BEYOND * found.sd:
         return "not told apart"
@@ -144,7 +144,7 @@ def kept_curves(
     figure = figures.training_curves(groups, metric="val_kept_fraction", label="mean mask [%]")
     axis = figure.axes[0]
     axis.set(ylim=(0, 102))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.set_size_inches(8.6, 3.6)
     return figure

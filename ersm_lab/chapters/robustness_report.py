@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -205,7 +206,8 @@ def difference_table(
         right_when_clean: as in `gap`; then the rule, which speaks of all images, is not shown.
         dataset, scale: which records.
     """
-    where, rows = dict(dataset=dataset, scale=scale), []
+    where: dict[str, Any] = dict(dataset=dataset, scale=scale)
+    rows = []
     for method, base in pairs:
         under = gap(method, base, suite, pattern, right_when_clean=right_when_clean, **where)
         row = [f"{method} − {base}"]
@@ -216,7 +218,7 @@ def difference_table(
         row += [str(len(under.seeds)), f"{under.mean:+.2f}", _interval(under), each]
         if not right_when_clean:
             clean = gap(method, base, suite, CLEAN, **where)
-            row += [f"{clean.mean:+.2f}", better(under)[0]]
+            row += [f"{clean.mean:+.2f}" if clean else "–", better(under)[0]]
         rows.append(row)
     header = ["difference", "seeds", "under it", "95 % interval", "seed by seed"]
     which = ", images that all of a row's networks classify rightly when clean"

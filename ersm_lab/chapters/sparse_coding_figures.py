@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ersm_lab.evaluation.inference import evaluating
+from ersm_lab.evaluation.sparse_lambda import sparse_layers
 from ersm_lab.images.data import ImageSet
 from ersm_lab.networks.fista import sparse_code, synthesise
 from ersm_lab.networks.sparse_coding import SparseCoding2d
@@ -89,7 +90,7 @@ def _rest(coder: SparseCoding2d, x: Tensor, code: Tensor) -> Tensor:
     back = synthesise(
         code,
         coder.dictionary().to(x.dtype),
-        size=tuple(x.shape[2:]),
+        size=(x.shape[2], x.shape[3]),
         stride=coder.stride,
         padding=coder.padding,
     )
@@ -108,7 +109,7 @@ class PullBack:
         ridge: weight of |p|^2; large ones blur, small ones let the biases' error grow.
 
     Raises:
-        ValueError: a stem whose filters are no such pairs.
+        ValueError: a stem whose filters are no such pairs, or with the padding of a stride of 1.
     """
 
     @torch.no_grad()
@@ -117,6 +118,8 @@ class PullBack:
         half = len(weight) // 2
         if len(weight) % 2 or not torch.allclose(weight[:half], -weight[half:]):
             raise ValueError("the stem's filters must come as w and then -w: whiten it first")
+        if isinstance(stem.padding, str):
+            raise ValueError(f"the stem must be padded by a number of pixels, not {stem.padding!r}")
         self.weight, self.size, self.half = weight[:half], tuple(size), half
         self.stride, self.padding = stem.stride, stem.padding
         pixels = weight.shape[1] * size[0] * size[1]
@@ -210,7 +213,7 @@ def atoms(
     placed = synthesise(  # (K, C, h, w), every atom alone on an empty map
         single,
         dictionary,
-        size=tuple(features.shape[2:]),
+        size=(features.shape[2], features.shape[3]),
         stride=coder.stride,
         padding=coder.padding,
     )
@@ -280,7 +283,7 @@ def lambda_slider(
         name: id of the element.
         steps: that stand for many.
     """
-    coder = model.get_submodule(layer)
+    coder = sparse_layers(model)[layer]
     x = inputs_of(model, layer, data)
     own, frames, labels = coder.settings.steps, [], []
     std, mean = (
@@ -292,7 +295,7 @@ def lambda_slider(
         return (255 * picture).round().byte().permute(0, 2, 3, 1).numpy()
 
     start = [data.images.numpy(), pixels(x)]
-    size = tuple(x.shape[2:])
+    size = (x.shape[2], x.shape[3])
     shade = (255 * plt.get_cmap("viridis")(np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
     for value in lambdas:
         columns, words = list(start), []

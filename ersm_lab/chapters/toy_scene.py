@@ -81,4 +81,4 @@ def beside(scene: ToyScene, masks: list[Tensor], *, gap: int = 8) -> np.ndarray:
     pictures = [shade(scene.image, mask) for mask in [everything, *masks]]
     white = np.ones((pictures[0].shape[0], gap, 3))
     row = [part for picture in pictures for part in (white, picture)][1:]
-    return np.uint8(np.round(255 * np.concatenate(row, 1)))
+    return np.round(255 * np.concatenate(row, 1)).astype(np.uint8)

@@ -119,8 +119,8 @@ def accuracy_by_mask(
         group = of(method, dataset=dataset, scale=scale)
         names.append(f"{method} ({len(group)})" if group else f"{method} (not recorded yet)")
         for number, (metric, (words, marker)) in enumerate(REPLACED.items()):
-            values = [_metric(record, metric) for record in group]
-            values = np.array([v for v in values if v is not None])
+            known = [_metric(record, metric) for record in group]
+            values = np.array([v for v in known if v is not None])
             colour, at = f"C{number}", height + 0.14 * (number - 2)
             label = words if height == 0 else None
             if not len(values):

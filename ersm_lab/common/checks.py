@@ -9,9 +9,12 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ersm_core import EnergyMask, EnergyState
 
 MOST = 1_000_000  # of what is done again and again: more is a slip, and would not end
 HUGE = 2**40  # what no count is, and what torch still takes
@@ -36,7 +39,7 @@ def shown(value: object) -> str:
 
 def number(
     name: str,
-    value: object,
+    value: Any,
     *,
     least: float | None = None,
     above: float | None = None,
@@ -47,7 +50,7 @@ def number(
     bounds = {"at least": least, "above": above, "at most": most, "below": below}
     words = " and ".join(f"{word} {end:g}" for word, end in bounds.items() if end is not None)
     wanted = f"{name} must be a finite number {words}".rstrip()
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_real(value):
         raise TypeError(f"{wanted}, got {shown(value)}")
     inside = (
         abs(value) <= 1e300  # NaN and infinity are not
@@ -60,13 +63,18 @@ def number(
         raise ValueError(f"{wanted}, got {shown(value)}")
 
 
-def whole(name: str, value: object, *, least: int = 1, most: int = HUGE) -> None:
+def whole(name: str, value: Any, *, least: int = 1, most: int = HUGE) -> None:
     """A whole number within bounds; no bool, and no 2.0."""
     wanted = f"{name} must be a whole number of at least {least} and at most {most}"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_real(value):
         raise TypeError(f"{wanted}, got {shown(value)}")
-    if not isinstance(value, Integral) or not least <= value <= most:
+    is_whole = isinstance(value, Integral)
+    if not is_whole or not least <= value <= most:
         raise ValueError(f"{wanted}, got {shown(value)}")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def seed(name: str, value: object) -> None:
@@ -156,7 +164,7 @@ def images(name: str, value: object) -> None:
     tensor(name, value, "(N, H, W, 3)", "uint8")
 
 
-def labelled(name: str, value: object) -> None:
+def labelled(name: str, value: Any) -> None:
     """An `ImageSet` with images in it, or a set that can take its place, as `protocols.FeatureSet`."""
     if not all(hasattr(value, part) for part in ("inputs", "labels", "classes")):
         raise TypeError(f"{name} must be an ImageSet, got {shown(value)}")
@@ -170,7 +178,7 @@ def labelled(name: str, value: object) -> None:
         )
 
 
-def labels(name: str, value: object, count: int, classes: int) -> None:
+def labels(name: str, value: Any, count: int, classes: int) -> None:
     """Numbers of classes, one for each of so many images."""
     tensor(name, value, f"({count},)", "whole numbers")
     if not (value.min() >= 0 and value.max() < classes):
@@ -178,6 +186,17 @@ def labels(name: str, value: object, count: int, classes: int) -> None:
             f"{name} must be numbers of the {classes} classes, 0 to {classes - 1}, got "
             f"{value.min().item()} to {value.max().item()}"
         )
+
+
+def state(mask: EnergyMask) -> EnergyState:
+    """What an energy mask made of its last input.
+
+    Raises:
+        RuntimeError: there was no forward yet, or it did not run the mask.
+    """
+    if mask.state is None:
+        raise RuntimeError("the mask has no state: run a forward pass with the mask enabled")
+    return mask.state
 
 
 def answers(logits: Tensor) -> Tensor:

@@ -124,6 +124,9 @@ class PixelNetwork(nn.Module):
         of 1 / 255.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: nn.Module, data: ImageSet) -> None:
         checks.network("model", model)
         checks.a("data", data, ImageSet)

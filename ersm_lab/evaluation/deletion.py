@@ -171,7 +171,7 @@ def network_predictor(model: nn.Module, data: ImageSet) -> Callable[[Tensor], Te
         with evaluating(model):
             for x, labels in data.inputs():
                 part = keep[start : start + len(labels), None]  # (B, 1, h, w)
-                with replaced_mask(mask, lambda m, part=part: part.to(m)):
+                with replaced_mask(mask, part.to):
                     logits.append(model(x))
                 start += len(labels)
         return torch.cat(logits)

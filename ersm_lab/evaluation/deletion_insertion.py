@@ -256,7 +256,7 @@ def perturbation_curve(
         )
     if torch.isnan(importance).any():
         raise ValueError("importance holds NaN: there is no order to delete in")
-    grid = tuple(importance.shape[-2:])  # (h, w)
+    grid = (importance.shape[-2], importance.shape[-1])  # (h, w)
     importance = importance.expand(len(data), *grid)  # (N, h, w)
     changed = convention.points(*grid)
     scores, start = [], 0

@@ -82,7 +82,7 @@ def surrogate(model: nn.Module, kind: str, *, temperature: float = 1.0) -> Itera
 
 def _soft_mask(mask: EnergyMask, temperature: float, m: Tensor) -> Tensor:
     """In place of the mask m that the last forward made, (B, 1, h, w)."""
-    return torch.sigmoid(-mask.state.logit / temperature)
+    return torch.sigmoid(-checks.state(mask).logit / temperature)
 
 
 def enabled_masks(model: nn.Module) -> list[EnergyMask]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ersm_core import EnergyMask
 from ersm_lab.common import checks
-from ersm_lab.images.data import ImageSet
+from ersm_lab.images.data import Labelled
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def predict(model: nn.Module, data: ImageSet, *, flip: bool = False) -> Tensor:
+def predict(model: nn.Module, data: Labelled, *, flip: bool = False) -> Tensor:
     """Logits of all images, (N, classes) float32; with `flip`, the mean over both mirror images.
 
     Raises:
@@ -46,12 +47,12 @@ def predict(model: nn.Module, data: ImageSet, *, flip: bool = False) -> Tensor:
     return 0.5 * (logits + _logits(model, data, mirror=True)) if flip else logits
 
 
-def accuracy(model: nn.Module, data: ImageSet, *, flip: bool = False) -> float:
+def accuracy(model: nn.Module, data: Labelled, *, flip: bool = False) -> float:
     """Share of images classified rightly, 0 to 1."""
     return _share_right(predict(model, data, flip=flip), data)
 
 
-def look(model: nn.Module, data: ImageSet) -> tuple[Tensor, dict[str, Tensor]]:
+def look(model: nn.Module, data: Labelled) -> tuple[Tensor, dict[str, Tensor]]:
     """One pass over all images: logits, (N, classes) float32, and {layer: masks (N, 1, H, W)}."""
     _check(model, data)
     masks = energy_masks(model)
@@ -61,12 +62,12 @@ def look(model: nn.Module, data: ImageSet) -> tuple[Tensor, dict[str, Tensor]]:
         for x, _ in data.inputs():
             logits.append(model(x).float())
             for layer, mask in masks.items():
-                seen[layer].append(mask.state.mask)
+                seen[layer].append(checks.state(mask).mask)
     whole = checks.answers(torch.cat(logits))
     return whole, {layer: torch.cat(parts) for layer, parts in seen.items()}
 
 
-def collect_masks(model: nn.Module, data: ImageSet) -> Tensor:
+def collect_masks(model: nn.Module, data: Labelled) -> Tensor:
     """Masks of all images, (N, 1, H, W), of the model's only energy mask."""
     only_mask(model)
     (masks,) = look(model, data)[1].values()
@@ -101,9 +102,9 @@ def replaced_mask(mask: EnergyMask, change: Callable[[Tensor], Tensor]) -> Itera
     checks.function("change", change)
 
     def use_instead(module: EnergyMask, args: tuple[Tensor], output: Tensor) -> Tensor:
-        own = module.state.mask  # (B, 1, H, W)
-        m = change(own).expand_as(own)  # (B, 1, H, W)
-        module.state = module.state._replace(mask=m)
+        state = checks.state(module)
+        m = change(state.mask).expand_as(state.mask)  # (B, 1, H, W)
+        module.state = state._replace(mask=m)
         if module.patch_size > 1:
             m = F.interpolate(m, scale_factor=module.patch_size, mode="nearest")
         return args[0] * m.to(output.dtype)  # (B, C, H, W)
@@ -145,7 +146,7 @@ def mask_statistics(masks: Tensor, labels: Tensor, classes: int) -> dict:
 
 
 def mask_controls(
-    model: nn.Module, data: ImageSet, masks: Tensor | Mapping[str, Tensor]
+    model: nn.Module, data: Labelled, masks: Tensor | Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Accuracy with the mask replaced; where there are several, with all of them at once.
 
@@ -195,7 +196,7 @@ def mask_controls(
     return scores
 
 
-def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
+def check_invariants(model: nn.Module, data: Labelled) -> dict[str, float]:
     """What must hold of every masked network, tried on the first images.
 
     Returns:
@@ -211,11 +212,11 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
     if not masks:
         raise ValueError("model has no energy mask, and so no invariants: attach one")
     logits = predict(model, some)
-    m = [mask.state.mask for mask in masks]  # (B, 1, H, W) each
+    states = [checks.state(mask) for mask in masks]  # of maps (B, 1, H, W)
     found = {
-        "mask_min": min(each.min().item() for each in m),
-        "mask_max": max(each.max().item() for each in m),
-        "energy_min": min(mask.state.energy.min().item() for mask in masks),
+        "mask_min": min(state.mask.min().item() for state in states),
+        "mask_max": max(state.mask.max().item() for state in states),
+        "energy_min": min(state.energy.min().item() for state in states),
     }
     if not (found["mask_min"] >= 0 and found["mask_max"] <= 1 and found["energy_min"] >= 0):
         raise RuntimeError(f"a mask outside 0 to 1, or a negative energy: {found}")
@@ -238,7 +239,7 @@ def check_invariants(model: nn.Module, data: ImageSet) -> dict[str, float]:
     return found
 
 
-def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = None) -> dict:
+def evaluate(model: nn.Module, data: Labelled, *, validation: Labelled | None = None) -> dict:
     """The metrics of a record: accuracies, and for a masked network its masks and their controls.
 
     Args:
@@ -258,7 +259,7 @@ def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = 
         checks.labelled("validation", validation)
     logits, masks = look(model, data)
     mirrored = _logits(model, data, mirror=True)
-    metrics = {
+    metrics: dict[str, Any] = {
         "test_accuracy": _share_right(logits, data),
         "test_accuracy_flip": _share_right(logits + mirrored, data),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -273,7 +274,7 @@ def evaluate(model: nn.Module, data: ImageSet, *, validation: ImageSet | None = 
     return metrics
 
 
-def _masked(model: nn.Module, data: ImageSet, masks: dict[str, Tensor]) -> dict:
+def _masked(model: nn.Module, data: Labelled, masks: dict[str, Tensor]) -> dict:
     found = {
         layer: mask_statistics(own, data.labels, len(data.classes)) for layer, own in masks.items()
     }
@@ -288,12 +289,12 @@ def has_mask(model: nn.Module) -> bool:
     return bool(energy_masks(model))
 
 
-def answers(model: nn.Module, data: ImageSet) -> Tensor:
+def answers(model: nn.Module, data: Labelled) -> Tensor:
     """Which images are classified rightly, bool (N,)."""
     return _right(predict(model, data), data).cpu()
 
 
-def progress(model: nn.Module, data: ImageSet) -> dict[str, float]:
+def progress(model: nn.Module, data: Labelled) -> dict[str, float]:
     """A row of the training curve: accuracy and, where a mask is on, its spread (of the first one,
     on the first 1,000 images)."""
     if not any(mask.enabled for mask in energy_masks(model).values()):
@@ -306,18 +307,18 @@ def progress(model: nn.Module, data: ImageSet) -> dict[str, float]:
     return {"val_accuracy": _share_right(logits, data)} | spread
 
 
-def _logits(model: nn.Module, data: ImageSet, *, mirror: bool = False) -> Tensor:
+def _logits(model: nn.Module, data: Labelled, *, mirror: bool = False) -> Tensor:
     """Logits of all images, or of their mirror images, (N, classes) float32."""
     with evaluating(model):
         parts = [model(x.flip(3) if mirror else x).float() for x, _ in data.inputs()]
     return checks.answers(torch.cat(parts))
 
 
-def _share_right(logits: Tensor, data: ImageSet) -> float:
+def _share_right(logits: Tensor, data: Labelled) -> float:
     return _right(logits, data).double().mean().item()
 
 
-def _right(logits: Tensor, data: ImageSet) -> Tensor:
+def _right(logits: Tensor, data: Labelled) -> Tensor:
     """Which images are classified rightly, bool (N,)."""
     if len(logits) != len(data) or data.labels.max() >= logits.shape[1]:
         raise ValueError(
@@ -327,6 +328,6 @@ def _right(logits: Tensor, data: ImageSet) -> Tensor:
     return logits.argmax(1) == data.labels
 
 
-def _check(model: nn.Module, data: ImageSet) -> None:
+def _check(model: nn.Module, data: Labelled) -> None:
     checks.network("model", model)
     checks.labelled("data", data)

@@ -98,7 +98,8 @@ def rank_tokens(
     for name in names:
         if name in _NEED_A_MASK and name not in maps:
             raise ValueError(f"{name!r} needs an enabled energy mask at {layer!r}: there is none")
-    grid = tuple(maps["magnitude"].shape[1:])  # (h, w)
+    _, height, width = maps["magnitude"].shape
+    grid = (height, width)
     if "grad_cam" in names:
         maps["grad_cam"] = grad_cam(model, data, layer, patch_size=patch_size, target=target)
     if "integrated_gradients" in names:

@@ -175,7 +175,7 @@ class LabelFreeLambda:
         """
         checks.tensor("images", images, "(N, C, H, W)", "floats")
         checks.whole("batch_size", batch_size)
-        coder = self.model.get_submodule(self.layer)
+        coder = sparse_layers(self.model)[self.layer]
         with evaluating(self.model), using_lambda(self.model, self.reference, layer=self.layer):
             parts = [_residuals(self.model, coder, x) for x in images.split(batch_size)]
         return self.of_residual(torch.cat(parts))
@@ -199,7 +199,7 @@ class LabelFreeLambda:
             residual = coder.rms_residual(x, coder.forward(x))
             coder.lambda_l1 = self.of_residual(residual).to(x.device)
 
-        coder = self.model.get_submodule(self.layer)
+        coder = sparse_layers(self.model)[self.layer]
         handle, before = coder.register_forward_pre_hook(choose), coder.lambda_l1
         try:
             yield

@@ -54,7 +54,7 @@ def check_flatten(function: Callable[[Tensor, Tensor], Tensor]) -> str | None:
         for what, values in wrong.items():
             if torch.allclose(answer.double(), values, rtol=0, atol=1e-6):
                 return f"where {words}: {what}"
-        at = (answer - right).abs().nan_to_num(torch.inf).argmax().item()
+        at = int((answer - right).abs().nan_to_num(torch.inf).argmax())
         return (
             f"where {words}: pixel {at} is {answer[at]:.4f}, its run has the mean {right[at]:.4f}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def check_highest(function: Callable[[int], float]) -> str | None:
     return None
 
 
-def _number(given: object) -> float | str:
+def _number(given: Any) -> float | str:
     try:
         return float(given)
     except (TypeError, ValueError):

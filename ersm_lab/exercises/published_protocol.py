@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def check_usefulness(function: Callable) -> str | None:
     One image: tokens p (C, h, w), mask m (h, w), head weight (K, C) and bias (K,), label a number.
     """
     generator = torch.Generator().manual_seed(0)
-    like = {"dtype": torch.float64, "generator": generator}
+    like: dict[str, Any] = {"dtype": torch.float64, "generator": generator}
     for channels, height, width, classes, label in ((5, 3, 4, 3, 2), (2, 1, 6, 4, 0)):
         p, m = torch.randn(channels, height, width, **like), torch.rand(height, width, **like)
         weight, bias = torch.randn(classes, channels, **like), torch.randn(classes, **like)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def check_unrolled(function: Callable) -> str | None:
     """
     x, dictionary = _problem()
     step, weight = _step(dictionary, x), 0.3
-    settings = dict(step=step, lambda_l1=weight, padding=(1, 1))
+    settings: dict[str, Any] = dict(step=step, lambda_l1=weight, padding=(1, 1))
     for steps in (1, 2, 3, 7):
         given = x.clone()
         answer = function(given, dictionary.clone(), step, weight, steps)
@@ -92,7 +93,7 @@ def check_unrolled(function: Callable) -> str | None:
                 return (
                     f"asked for {steps} step(s) it takes {steps + off}: the first starts from zero"
                 )
-        wrong = {
+        wrong: dict[str, dict[str, Any]] = {
             "the threshold is s lambda, not lambda": dict(lambda_l1=weight / step),
             "no threshold: subtract s lambda before you cut off at zero": dict(lambda_l1=0.0),
             "that is ISTA: the momentum is missing": dict(accelerate=False),
@@ -184,7 +185,8 @@ def restated(
 
 def _running(model: nn.Module) -> list[Tensor]:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    return [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    values = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    return [value for value in values if value is not None]
 
 
 def _as_released(x: Tensor, dictionary: Tensor, step: float, weight: float, steps: int) -> Tensor:
@@ -194,7 +196,7 @@ def _as_released(x: Tensor, dictionary: Tensor, step: float, weight: float, step
     for _ in range(steps - 1):
         before, t = t, (1 + (1 + 4 * t * t) ** 0.5) / 2
         y = code + (before - 1) / t * (code - previous)
-        rest = x - synthesise(code, dictionary, size=tuple(x.shape[2:]), padding=(1, 1))
+        rest = x - synthesise(code, dictionary, size=(x.shape[2], x.shape[3]), padding=(1, 1))
         downhill = analyse(rest, dictionary, padding=(1, 1)) - weight
         previous, code = code, (y + step * downhill).relu()
     return code

@@ -224,8 +224,8 @@ def _pixelate(images: np.ndarray, lots: Lots, factor: float) -> np.ndarray:
     for size in (int(SIDE * factor), SIDE):
         for _ in range(2):  # width; then, transposed, height
             tall = Image.fromarray(images.reshape(-1, images.shape[2], 3))
-            tall = np.asarray(tall.resize((size, tall.height), Image.Resampling.BOX))
-            images = tall.reshape(len(images), -1, size, 3).swapaxes(1, 2)
+            small = np.asarray(tall.resize((size, tall.height), Image.Resampling.BOX))
+            images = small.reshape(len(images), -1, size, 3).swapaxes(1, 2)
     return images
 
 

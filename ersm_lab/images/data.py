@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from numbers import Integral
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,22 @@ class DataNotFound(FileNotFoundError):
 
 class DataDamaged(OSError):
     """The only copy is damaged, and there is no other to be had; the message names its files."""
+
+
+class Labelled(Protocol):
+    """What a network can be asked: an `ImageSet`, or maps that take its place."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | Tensor) -> Labelled: ...
+
+    def inputs(self, size: int = ...) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,8 +117,8 @@ def blur(x: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float | Tensor) -> Tensor:
-    sigma = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
-    gain = _gain(sigma, *x.shape[-2:])[:, None]  # (B, 1, H, W)
+    each = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x)).numpy()
+    gain = _gain(each, *x.shape[-2:])[:, None]  # (B, 1, H, W)
     kept = scipy.fft.idctn(gain * _spectrum(x), axes=(2, 3), norm="ortho")
     return torch.from_numpy(kept).to(x)
 
@@ -142,7 +142,8 @@ def blur_of_equal_error(x: Tensor, y: Tensor) -> Tensor:
     checks.kin("x and y", x.shape, y.shape)
     wanted = (x.double() - y.double()).square().sum((1, 2, 3)).cpu().numpy()  # (B,)
     power = np.square(_spectrum(x)).sum(1)  # (B, H, W)
-    low, high = np.full(len(x), -4.0), np.full(len(x), 4.0)  # log10 of sigma
+    low: np.ndarray = np.full(len(x), -4.0)  # log10 of sigma
+    high: np.ndarray = np.full(len(x), 4.0)
     for _ in range(50):
         middle = (low + high) / 2
         lost = (power * np.square(1 - _gain(10**middle, *x.shape[-2:]))).sum((1, 2))  # (B,)

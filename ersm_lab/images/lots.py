@@ -19,7 +19,7 @@ def lots_of(seed: int, purpose: str, numbers: range) -> list[np.random.Generator
     return [np.random.default_rng([seed, number, *purpose.encode()]) for number in numbers]
 
 
-def stack(draws: Iterable[np.ndarray | float]) -> np.ndarray:
+def stack(draws: Iterable[np.ndarray | float | np.number]) -> np.ndarray:
     return np.array(list(draws))
 
 

@@ -92,7 +92,8 @@ def differences(u: Tensor) -> tuple[Tensor, Tensor]:
 
 def opened_edges(state: State) -> tuple[Tensor, Tensor]:
     """Open edges of the graphs, bool (N, 1, H, W - 1) and (N, 1, H - 1, W): |z| > 1 in any channel."""
-    return tuple((z.abs() > 1).any(1, keepdim=True) for z in (state.right, state.down))
+    right, down = ((z.abs() > 1).any(1, keepdim=True) for z in (state.right, state.down))
+    return right, down
 
 
 def _unfinished(state: State, wanted: Tensor, settings: PathSettings) -> Tensor:
@@ -115,7 +116,8 @@ def advance_torch(state: State, wanted: Tensor, settings: PathSettings, alpha: f
         while 8 * int(going.sum()) > 7 * len(index):
             _step(part, settings, alpha)
             part.step.add_(1)
-            part.opened.copy_(sum(edge.flatten(1).sum(1) for edge in opened_edges(part)))
+            right, down = opened_edges(part)
+            part.opened.copy_(right.flatten(1).sum(1) + down.flatten(1).sum(1))
             done = going & ((part.opened >= aim) | (part.step >= settings.max_steps))
             if done.any():
                 for name in ("u", "right", "down", "step", "opened"):

@@ -141,7 +141,8 @@ def _draw_distance(
 ) -> Tensor:
     """Signed distance in pixels (B, 1, S, S), negative inside, of shapes placed at random."""
     angle = _uniform(generator, 0, 2 * math.pi)  # (B, 1)
-    scale = _uniform(generator, *(math.sqrt(a) * size for a in _AREA))  # (B, 1), pixels per unit
+    least, most = (math.sqrt(area) * size for area in _AREA)
+    scale = _uniform(generator, least, most)  # (B, 1), pixels per unit
     place = torch.rand(_BLOCK, 2, generator=generator)  # (B, 2)
     cos, sin = angle.cos(), angle.sin()
     x, y = vertices.unbind(-1)  # (B, V) each

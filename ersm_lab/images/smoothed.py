@@ -230,7 +230,7 @@ def sparsify_dataset(
 
 def _fingerprint(images: Tensor, level: float, settings: PathSettings) -> str:
     what = (_sha256(images), tuple(images.shape), float(level), astuple(settings))
-    code = source_hash([module.__file__ for module in SPARSIFIERS])[0]
+    code = source_hash([str(module.__file__) for module in SPARSIFIERS])[0]
     return hashlib.sha256(repr((what, code)).encode()).hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ from ersm_core import update_kept
 from ersm_lab.common.timing import side_by_side
 from ersm_lab.evaluation.inference import energy_masks, evaluating
 from ersm_lab.images import data as lab_data
-from ersm_lab.networks.token_net import TokenNet
+from ersm_lab.networks.token_net import Block, TokenNet
 from ersm_lab.results import measurements
 from ersm_lab.training import experiments
 
@@ -120,6 +120,7 @@ def parts_of_a_pass(
     with evaluating(model):
         p = model.early(model.stem(x))  # (B, C, h, w)
         block = model.blocks[0]
+        assert isinstance(block, Block)
         y = block.depthwise(p)  # (B, C, h, w)
         rng = torch.Generator().manual_seed(0)
         m = (torch.rand(p.shape[0], 1, *p.shape[2:], generator=rng) < share).to(p)  # (B, 1, h, w)
@@ -161,14 +162,16 @@ def record(seed: int, *, scale: str = "laptop", settings: ClockSettings | None =
         networks[method] = found.model
         if energy_masks(found.model):
             kept[method] = found.record["metrics"]["mask"]["kept_fraction"]
-    networks[MULTIPLIED] = copy.deepcopy(networks[TAKEN_APART])
-    for block in networks[MULTIPLIED].blocks:
+    masked = networks[TAKEN_APART]
+    assert isinstance(masked, TokenNet)
+    networks[MULTIPLIED] = multiplied = copy.deepcopy(masked)
+    for block in multiplied.blocks:
+        assert isinstance(block, Block)
         block.skips = False
     test = lab_data.load("cifar10", "test", limit=settings.images)
     x = test.normalise(test.images).contiguous(memory_format=torch.channels_last)
     metrics = measure(networks, x, settings)
     torch.set_num_threads(1)
-    masked = networks[TAKEN_APART]
     metrics["parts"] = {
         f"batch {batch}": parts_of_a_pass(masked, x[:batch]) for batch in settings.batches
     }

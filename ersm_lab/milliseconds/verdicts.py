@@ -58,7 +58,7 @@ class Study:
         us = {m: np.mean(list(self.us(m).values())) for m in (method, DENSE, *SMALLER)}
         fast = [m for m in (DENSE, *SMALLER) if us[m] <= us[method]]
         right = {m: np.mean([r["metrics"]["val_accuracy"] for r in self.networks[m]]) for m in fast}
-        return max(right, key=right.get, default=None)
+        return max(right, key=right.__getitem__, default=None)
 
     def above_line(self, method: str) -> Difference:
         """Test accuracy minus that of dense networks of the same time, in points (criterion 3)."""
@@ -67,7 +67,7 @@ class Study:
         for seed, found in self.clocks.items():
             us = {m: found[PLACE][m]["us"] for m in dense}
             weights = between(found[PLACE][method]["us"], us)
-            line[seed] = sum(w * dense[m][seed].astype(float) for m, w in weights.items())
+            line[seed] = np.sum([w * dense[m][seed] for m, w in weights.items()], axis=0)
         return statistics.paired(statistics.answers(self.networks[method]), line)
 
 
@@ -90,7 +90,7 @@ def between(time: float, dense: Mapping[str, float]) -> dict[str, float]:
         time: of the network that is judged.
         dense: {network: its time}.
     """
-    order = sorted(dense, key=dense.get)
+    order = sorted(dense, key=dense.__getitem__)
     for fast, slow in itertools.pairwise(order):
         if dense[fast] <= time <= dense[slow]:
             weight = (time - dense[fast]) / (dense[slow] - dense[fast])

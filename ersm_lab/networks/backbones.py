@@ -115,10 +115,12 @@ class CifarNet(whitening.WhitenedNet):
 
 def make(backbone: CifarNetSettings | TokenNetSettings | str, *, classes: int) -> nn.Module:
     """The network of a config: a `CifarNet` or `TokenNet` of these settings, or "resnet18"."""
-    if backbone == "resnet18":
+    if isinstance(backbone, str):
+        checks.choice("backbone", backbone, ["resnet18"])
         return resnet18(classes=classes)
-    kind = TokenNet if isinstance(backbone, TokenNetSettings) else CifarNet
-    return kind(backbone, classes=classes)
+    if isinstance(backbone, TokenNetSettings):
+        return TokenNet(backbone, classes=classes)
+    return CifarNet(backbone, classes=classes)
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int:

@@ -108,7 +108,7 @@ class RatioMask(EnergyMask):
     def loss(self) -> Tensor:
         """Of the last forward, a scalar >= 0."""
         super().loss()  # an error where there was no forward
-        share = self.state.mask.mean((1, 2, 3))  # (B,)
+        share = checks.state(self).mask.mean((1, 2, 3))  # (B,)
         return self.weight_of_ratio * (share - self.keep).square().mean()
 
 
@@ -145,7 +145,9 @@ def attach(model: nn.Module, layer: str, kind: str, **settings) -> nn.Module:
     stage = model.get_submodule(layer)
     if not isinstance(stage, nn.Sequential):
         raise ValueError(f"layer {layer!r} is a {type(stage).__name__}, not an nn.Sequential")
-    mask = KINDS[kind](stage.energy_mask.channels, **settings).to(stage.energy_mask.weight.device)
+    own = stage.energy_mask
+    assert isinstance(own, EnergyMask)  # which has just been put there
+    mask = KINDS[kind](own.channels, **settings).to(own.weight.device)
     mask.attached_to = layer
     stage.energy_mask = mask
     return model

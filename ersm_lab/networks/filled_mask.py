@@ -50,6 +50,8 @@ class FilledMask(EnergyMask):
         ValueError: an unknown kind, or what `EnergyMask` refuses.
     """
 
+    token: Tensor | None
+
     def __init__(self, channels: int, *, dropped: str, **settings) -> None:
         _check_kind("dropped", dropped)
         super().__init__(channels, **settings)
@@ -95,11 +97,11 @@ def fill(masked: Tensor, kept: Tensor, kind: str, *, token: Tensor | None = None
     checks.tensor("kept", kept, f"({b}, 1, {h}, {w})", "floats", finite=False)
     if kind == "token":
         checks.tensor("token", token, f"({c},)", "floats", finite=False)
-    return _fill(masked, kept, kind, token)
+    return _fill(masked, kept, kind, token if kind == "token" else None)
 
 
 def _fill(masked: Tensor, kept: Tensor, kind: str, token: Tensor | None) -> Tensor:
-    if kind == "token":
+    if token is not None:
         return masked + (1 - kept) * token.to(masked.dtype)[:, None, None]  # (B, C, H, W)
     wide = torch.promote_types(masked.dtype, torch.float32)
     total = kept.sum((2, 3), keepdim=True, dtype=wide)  # (B, 1, 1, 1)
@@ -129,6 +131,8 @@ def put_in(
     if not isinstance(stage, nn.Sequential):
         raise ValueError(f"layer {layer!r} is a {type(stage).__name__}, not an nn.Sequential")
     plain = stage.energy_mask
+    if not isinstance(plain, EnergyMask):
+        raise ValueError(f"layer {layer!r} has no energy mask: attach one first")
     make = getattr(FilledMask, preset) if preset else FilledMask
     mask = make(plain.channels, dropped=dropped, **settings)
     mask.load_state_dict(plain.state_dict(), strict=False)  # all but the token

@@ -236,7 +236,9 @@ def unrolled(
             before, t = t, (1 + math.sqrt(1 + 4 * t * t)) / 2
             if before > 1:  # the momentum is zero before the second code
                 y = code + (before - 1) / t * (code - previous)
-        ahead = _synthesise(y, dictionary, x.shape[2:], stride, padding)  # (B, C, H, W)
+        ahead = _synthesise(
+            y, dictionary, (x.shape[2], x.shape[3]), stride, padding
+        )  # (B, C, H, W)
         z = F.conv2d(x - ahead, descent, bias, stride, padding)  # (B, K, h, w)
         previous, code = code, prox(z.add_(y * scale.to(y.dtype) if mu else y))
     return code
@@ -335,7 +337,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def _check_problem(x: Tensor, dictionary: Tensor, stride: Pair, padding: Pair) -> None:
     checks.tensor("x", x, "(B, C, H, W)", "floats", finite=False)
-    _check_kernel(dictionary, x.shape[2:], stride, padding)
+    _check_kernel(dictionary, (x.shape[2], x.shape[3]), stride, padding)
     if x.shape[1] != dictionary.shape[1]:
         raise ValueError(
             f"x has {x.shape[1]} channels and the atoms of the dictionary {dictionary.shape[1]}: give "

@@ -89,7 +89,7 @@ def replace_norms(model: CifarNet, kind: str, *, after: str) -> CifarNet:
         for name, old in [*stage.named_children()]:
             if isinstance(old, nn.BatchNorm2d):
                 new = _norm(kind, old)
-                new.bias.data.copy_(old.bias.data)
+                new.get_parameter("bias").data.copy_(old.bias.data)
                 setattr(stage, name, new)
             elif isinstance(old, nn.Conv2d) and kind == "weights":
                 parametrize.register_parametrization(old, "weight", StandardisedWeight())

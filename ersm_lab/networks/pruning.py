@@ -71,12 +71,14 @@ def prune_to(model: nn.Module, sparsity: float) -> None:
     layers = prunable(model).values()
     if not all(hasattr(layer, "weight_mask") for layer in layers):
         raise ValueError("the layers of model have no masks to prune with: `attach` them first")
-    masks = [layer.weight_mask for layer in layers]
+    masks = [layer.get_buffer("weight_mask") for layer in layers]
     kept = torch.cat([mask.flatten() for mask in masks])  # (N,)
     count = round(sparsity * len(kept))
     if count <= len(kept) - int(kept.sum()):
         return
-    sizes = torch.cat([layer.weight_orig.abs().flatten() for layer in layers])  # (N,)
+    sizes = torch.cat(
+        [layer.get_parameter("weight_orig").abs().flatten() for layer in layers]
+    )  # (N,)
     sizes[kept == 0] = -1  # these come first
     kept[sizes.argsort(stable=True)[:count]] = 0
     for mask, part in zip(masks, kept.split([mask.numel() for mask in masks]), strict=True):

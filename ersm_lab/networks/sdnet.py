@@ -25,7 +25,9 @@ def sdnet18(*, classes: int = 10, settings: CSCSettings = PUBLISHED) -> nn.Modul
     """
     checks.a("settings", settings, CSCSettings)
     model = resnet18(classes=classes)
-    model.conv1 = SparseCoding2d.from_conv(model.conv1, settings)
+    stem = model.conv1
+    assert isinstance(stem, nn.Conv2d)
+    model.conv1 = SparseCoding2d.from_conv(stem, settings)
     model.relu = nn.Identity()  # that of the stem; the blocks have their own
     return model
 

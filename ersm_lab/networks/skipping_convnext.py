@@ -11,12 +11,14 @@ convolution sees all tokens, norm and MLP the kept ones only. With all kept it i
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlock
 
 from ersm_core import EnergyMask, is_exporting, update_kept
+from ersm_lab.common import checks
 
 
 def skip_tokens(model: nn.Module, after: str, *, preset: str = "stable", **settings) -> nn.Module:
@@ -67,7 +69,8 @@ class _Gate:
     """What the mask has decided in this pass; it holds the mask without being one of its parents."""
 
     def __init__(self, mask: EnergyMask) -> None:
-        self.mask, self.decided = mask, None
+        self.mask = mask
+        self.decided: Tensor | None = None
 
     def __getstate__(self) -> dict:  # a copy starts without the last pass's graph, as an EnergyMask
         return {"mask": self.mask, "decided": None}
@@ -77,7 +80,7 @@ class _Gate:
         self.mask(x)
         self.decided = None
         if self.mask.enabled:
-            state = self.mask.compute(x) if is_exporting() else self.mask.state
+            state = self.mask.compute(x) if is_exporting() else checks.state(self.mask)
             self.decided = state.mask  # (B, 1, H, W)
 
     def on(self, x: Tensor) -> Tensor | None:
@@ -110,7 +113,7 @@ class SkippingBlock(nn.Module):
 class _TokenPart:
     """Norm, MLP and layer scale of a block as a function of tokens, (K, C) -> (K, C)."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:  # of torchvision or timm
         self.block = block
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -134,5 +137,5 @@ def _token_part(block: nn.Module) -> _TokenPart:
     return _TokenPart(block)
 
 
-def _depthwise(block: nn.Module) -> nn.Conv2d:
+def _depthwise(block: Any) -> nn.Conv2d:
     return block.block[0] if isinstance(block, CNBlock) else block.conv_dw

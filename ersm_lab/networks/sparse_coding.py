@@ -10,6 +10,8 @@ images by their labels; here that is `oracle_lambda`, beside a fixed lambda and 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -118,9 +120,9 @@ class SparseCoding2d(nn.Module):
         layer = cls(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
+            cast(Pair, conv.kernel_size),
+            cast(Pair, conv.stride),
+            cast(Pair, conv.padding),  # no word, as was seen above
             settings=settings,
         )
         with torch.no_grad():
@@ -159,8 +161,8 @@ class SparseCoding2d(nn.Module):
         """s = step_factor / lambda_max(A^T A) for inputs (H, W), (), without gradient."""
         weight, known, s = self.weight.detach(), self._weights, self.settings
         # Compared by value: fused optimisers and `weight.data` leave torch's count of changes alone.
-        same = known is not None and (known.dtype, known.device) == (weight.dtype, weight.device)
-        if not (same and torch.equal(known, weight)):
+        alike = known is not None and (known.dtype, known.device) == (weight.dtype, weight.device)
+        if known is None or not (alike and torch.equal(known, weight)):
             self._steps, self._weights = {}, weight.clone()
         if size not in self._steps:
             start = self._vector
@@ -192,7 +194,7 @@ class SparseCoding2d(nn.Module):
 
     def residual(self, x: Tensor, code: Tensor) -> Tensor:
         """x - A c: what the code leaves out, (B, C, H, W)."""
-        return x - self.reconstruct(code, tuple(x.shape[2:]))
+        return x - self.reconstruct(code, (x.shape[2], x.shape[3]))
 
     def objective(self, x: Tensor, code: Tensor) -> Tensor:
         """lambda |c|_1 + mu/2 |c|^2 + 1/2 |x - A c|^2 of every image, (B,), with the lambda in use."""

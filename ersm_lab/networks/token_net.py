@@ -55,14 +55,10 @@ class Block(nn.Module):
         super().__init__()
         self.skips = True
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, expansion * width),
-            nn.ReLU(inplace=True),
-            nn.Linear(expansion * width, width),
-        )
-        nn.init.zeros_(self.mlp[-1].weight)  # a block starts as the identity
-        nn.init.zeros_(self.mlp[-1].bias)
+        first, last = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), first, nn.ReLU(inplace=True), last)
+        nn.init.zeros_(last.weight)  # a block starts as the identity
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, m: Tensor | None = None) -> Tensor:
         y = self.depthwise(x)  # (B, C, H, W)
@@ -119,4 +115,4 @@ class TokenNet(whitening.WhitenedNet):
         masks = [mask for mask in self.gate if isinstance(mask, EnergyMask) and mask.enabled]
         if not masks:
             return None
-        return (masks[0].compute(x) if is_exporting() else masks[0].state).mask
+        return (masks[0].compute(x) if is_exporting() else checks.state(masks[0])).mask

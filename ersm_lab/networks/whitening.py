@@ -14,6 +14,7 @@ def stem(*, channels: int, kernel: int, stride: int) -> nn.Sequential:
     padding = "same" if stride == 1 else (kernel - stride) // 2
     whiten = nn.Conv2d(3, channels, kernel, stride=stride, padding=padding)
     whiten.weight.requires_grad = False
+    assert whiten.bias is not None
     nn.init.zeros_(whiten.bias)
     return nn.Sequential(whiten, nn.ReLU(inplace=True))
 
@@ -34,6 +35,7 @@ class WhitenedNet(nn.Module):
         """
         checks.tensor("images", images, "(N, 3, H, W)", "numbers")
         stem = self.stem[0]
+        assert isinstance(stem, nn.Conv2d)
         patches = F.unfold(images.float(), stem.kernel_size[0], stride=2)  # (N, 3 k k, L)
         patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 3 k k)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))

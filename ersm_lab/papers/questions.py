@@ -90,7 +90,8 @@ class Asked:
     def _of(self, record: Mapping) -> np.ndarray:
         if self.listed:
             return answer_bits.by_image(record, self.listed)
-        names = [name for name in record["config"]["conditions"] if self.conditions(name)]
+        counts = self.conditions or (lambda name: True)
+        names = [name for name in record["config"]["conditions"] if counts(name)]
         if not names:
             raise ValueError(f"{record['name']} has none of the conditions that are judged")
         return answer_bits.share_right(record, names)
@@ -125,8 +126,9 @@ def asked(*settings: Sequence[Question]) -> Judge:
     def judge(dataset: str, scale: str) -> list[Finding]:
         found = []
         for questions in settings:
-            answers = [answered(q, dataset, scale) for q in questions]
-            if None in answers:
+            told = [answered(q, dataset, scale) for q in questions]
+            answers = [answer for answer in told if answer is not None]
+            if len(answers) < len(questions):
                 words = "; ".join(question.words for question in questions)
                 found.append(Finding(outcome=NOT_RUN, figure=words))
                 continue

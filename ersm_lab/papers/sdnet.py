@@ -53,10 +53,6 @@ def _larger_lambda(*methods: str) -> Judge:
         over = lambda_suite.averages(lambda_choice.SUITES[scale])["noise"]
         for method, row in itertools.product(methods, lambda_choice.CHOSEN):
             group = statistics.of(f"{method}.lambda-choice", dataset=dataset, scale=scale)
-            if not group:
-                words = f"{method}, lambda by the {row}"
-                found.append(Finding(outcome=NOT_RUN, figure=words))
-                continue
             sides = [
                 Asked(
                     method=method,
@@ -67,6 +63,10 @@ def _larger_lambda(*methods: str) -> Judge:
             ]
             words = f"{method}, lambda by the {row} against that of training, under noise"
             gain = answered(Question(words=words, first=sides[0], second=sides[1]), dataset, scale)
+            if gain is None:
+                words = f"{method}, lambda by the {row}"
+                found.append(Finding(outcome=NOT_RUN, figure=words))
+                continue
             way = lambda_choice.direction(group, row)
             figure = (
                 f"lambda over that of training, minus one: {way.mean:+.2f} "

@@ -158,7 +158,7 @@ def _package(name: str) -> str:
 def _packaged(name: str) -> Path | None:
     """The file of weights of the installed package, once its hash is right."""
     spec = importlib.util.find_spec(_package(name).replace("-", "_"))
-    if spec is None:
+    if spec is None or spec.origin is None:
         return None
     (path,) = Path(spec.origin).parent.rglob("*.pth")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -193,8 +193,10 @@ def renamed(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
         state: `_blocks.3._bn0.weight` and the like, blocks numbered through.
         network: timm's, whose blocks lie in stages.
     """
-    stages = enumerate(network.blocks)
-    place = [(stage, block) for stage, blocks in stages for block in range(len(blocks))]
+    stages = enumerate(network.get_submodule("blocks").children())
+    place = [
+        (stage, block) for stage, blocks in stages for block, _ in enumerate(blocks.children())
+    ]
     expanded = {name.split(".")[1] for name in state if "_expand_conv" in name}
     out = {}
     for name, value in state.items():

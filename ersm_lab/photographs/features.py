@@ -108,9 +108,10 @@ def compute(
                 parts[layer].append(found.half().contiguous())  # (B, C, h, w)
             bar.update(len(some))
     out = {}
-    for layer, found in parts.items():
-        tokens = torch.cat(found)  # (N, C, h, w)
-        on, off = F.adaptive_avg_pool2d(shares, tuple(tokens.shape[2:])).unbind(1)  # (N, h, w)
+    for layer, some_tokens in parts.items():
+        tokens = torch.cat(some_tokens)  # (N, C, h, w)
+        size = (tokens.shape[2], tokens.shape[3])
+        on, off = F.adaptive_avg_pool2d(shares, size).unbind(1)  # (N, h, w)
         out[layer] = Maps(tokens=tokens, labels=labels, on=on, off=off)
     return out
 
@@ -142,7 +143,10 @@ def cached(
         write_whole(files[name], content)
         digest = hashlib.sha256(content).hexdigest()
         write_whole(files[name].with_suffix(".sha256"), digest.encode())
-    return _read(files[layer])
+    found = _read(files[layer])
+    if found is None:
+        raise OSError(f"{files[layer]} was written and cannot be read: another process removed it")
+    return found
 
 
 def _path(name: str, part: str, chosen: Sequence[Photo], backbone: Backbone) -> Path:

@@ -64,20 +64,20 @@ def made_up(count: int = 96) -> features.Maps:
     on = torch.zeros(count, 5, 5)
     for number in range(count):
         row, column = torch.randint(3, (2,), generator=rng).tolist()
-        square = (slice(row, row + 3), slice(column, column + 3))
-        on[(number, *square)] = 1
-        tokens[(number, slice(None), *square)] += 2 * torch.randn(16, generator=rng)[:, None, None]
-        tokens[(number, labels[number], *square)] += 3
+        rows, columns = slice(row, row + 3), slice(column, column + 3)
+        on[number, rows, columns] = 1
+        tokens[number, :, rows, columns] += 2 * torch.randn(16, generator=rng)[:, None, None]
+        tokens[number, labels[number], rows, columns] += 3
     return features.Maps(tokens=tokens.relu().half(), labels=labels, on=on, off=1 - on)
 
 
 def _kinds() -> dict[str, readers.Setting]:
-    turned = {"pairwise": "disagreement", "border": "mean", "lambda_pair": 0.3}
+    turned = replace(settings.OPEN, pairwise="disagreement", border="mean", lambda_pair=0.3)
     return {
         "no mask": settings.NO_MASK,
         "released": settings.AS_RELEASED,
         "written": replace(settings.AS_WRITTEN, bias=1.0, lambda_unary=0.1),
-        "turned": replace(settings.OPEN, pool="normalised", **turned),
+        "turned": replace(turned, pool="normalised"),
         "centred": replace(settings.OPEN, centred=True, neighbourhood=4, lambda_pair=0.3),
         "hard": replace(settings.OPEN, hard=True, lambda_pair=0.1),
         "true": replace(settings.NO_MASK, mask="true", pool="normalised"),

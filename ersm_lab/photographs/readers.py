@@ -147,6 +147,14 @@ class Readers(nn.Module):
         middle: (C,), the mean p^ for those whose origin it is; None is zero.
     """
 
+    hard: Tensor
+    learned: Tensor
+    true: Tensor
+    normalised: Tensor
+    origin: Tensor
+    lambda_unary: Tensor
+    lambda_pair: Tensor
+
     def __init__(
         self,
         settings: Sequence[Setting],
@@ -282,10 +290,15 @@ def train(
     """
     (epochs,) = {setting.epochs for setting in settings}
     index = torch.arange(len(data.labels)) if index is None else index
-    shape = {"channels": data.tokens.shape[2], "positions": data.tokens.shape[1]}
-    if any(setting.origin == "mean" for setting in settings):
-        shape["middle"] = mean_token(data.tokens[index])
-    readers = Readers(settings, classes=classes, seed=seed, **shape)
+    moved = any(setting.origin == "mean" for setting in settings)
+    readers = Readers(
+        settings,
+        channels=data.tokens.shape[2],
+        positions=data.tokens.shape[1],
+        classes=classes,
+        seed=seed,
+        middle=mean_token(data.tokens[index]) if moved else None,
+    )
     groups = [
         {"params": list(parts), "lr": setting.learning_rate}
         for setting, *parts in zip(

@@ -144,6 +144,8 @@ def true_mask(photo: Photo, name: str, size: tuple[int, int]) -> tuple[np.ndarra
         name: of its set.
         size: (width, height) of the image, for contours that are drawn.
     """
+    if photo.mask is None:
+        raise ValueError(f"{photo.path.name} has no mask: ask only for photographs that have one")
     if photo.mask.suffix == ".mat":  # the outline of the official Caltech-101, inside a box
         told = loadmat(photo.mask)
         top, _, left, _ = told["box_coord"][0].astype(float)

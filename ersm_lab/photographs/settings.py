@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ersm_lab.photographs.readers import Setting
 
@@ -83,7 +84,7 @@ SIGN_LAMBDAS = (0.01, 0.1, 1.0)
 def signs() -> dict[str, Setting]:
     """The pairwise term with either sign, by "pooling/form/lambda"; the rate is not searched."""
     base = replace(OPEN, learning_rate=3e-3)
-    forms = {
+    forms: dict[str, dict[str, Any]] = {
         "agreement": {"border": "mean"},
         "disagreement": {"border": "mean", "pairwise": "disagreement"},
         "agreement, sum": {},
@@ -108,7 +109,7 @@ def signs() -> dict[str, Setting]:
 def closings() -> dict[str, Setting]:
     """Pressure with a pattern and without, by "origin/form/lambda"; normalised pooling, as `signs`."""
     base = replace(OPEN, learning_rate=3e-3, pool="normalised", border="mean")
-    forms = {
+    forms: dict[str, dict[str, Any]] = {
         "constant": {"pairwise": "constant"},
         "agreement": {},
         "disagreement": {"pairwise": "disagreement"},

@@ -177,14 +177,15 @@ def grid(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple[
     metrics, config = {}, {}
     for part, stack in {"grid": settings.grid(), "ceiling": settings.ceiling_grid()}.items():
         some = maps[maps.marked] if part == "ceiling" else maps
-        chosen = [photo for photo, m in zip(photos.train, maps.marked, strict=True) if m]
-        chosen = tuple(chosen) if part == "ceiling" else photos.train
+        marked = tuple(photo for photo, m in zip(photos.train, maps.marked, strict=True) if m)
+        chosen = marked if part == "ceiling" else photos.train
         data = readers.frozen(some, list(stack.values()))
 
         def judge(seed: int, data=data, some=some, chosen=chosen, stack=stack) -> dict[str, Tensor]:
             rest, held = sets.split(chosen, seed=seed)
-            train = {"classes": len(photos.classes), "seed": seed, "index": rest}
-            trained = readers.train(list(stack.values()), data, **train)
+            trained = readers.train(
+                list(stack.values()), data, classes=len(photos.classes), seed=seed, index=rest
+            )
             held_data = readers.Frozen(
                 **dict(zip(("tokens", "labels", "on", "price"), data.part(held), strict=True))
             )
@@ -239,7 +240,10 @@ def final(dataset: str, network: backbones.Backbone, *, progress: bool) -> tuple
             seed: one[quantity][names.index(name)].double().numpy() for seed, one in found.items()
         }
 
-    rivals = {n: {s: v.numpy() for s in SEEDS} for n, v in measures.untrained(test).items()}
+    rivals: dict[str, Values] = {
+        name: {seed: value.numpy() for seed in SEEDS}
+        for name, value in measures.untrained(test).items()
+    }
     rivals |= {kind: of(kind, "no mask") for kind in ("class map", "class map, positive")}
     metrics: dict = {"rivals": {name: mean(value) for name, value in rivals.items()}}
     metrics["no mask"] = {
@@ -397,7 +401,8 @@ def _perturbed_answers(
     on, off = torch.stack(shares).nan_to_num(0).bool().unbind(1)  # (N, S, S)
     labels = torch.tensor([photo.label for photo in photos.test])  # (N,)
     marked = on.flatten(1).any(1) & off.flatten(1).any(1)  # (N,)
-    jobs = [
+    where = marked.nonzero()[:, 0]
+    jobs: list[tuple[str, Callable[[Tensor, Tensor], Tensor]]] = [
         (name, functools.partial(perturbed.occluded, size=share, place=place))
         for name, place in {"random squares": "random", "squares on the object": "object"}.items()
         for share in perturbed.SIZES
@@ -407,7 +412,6 @@ def _perturbed_answers(
         ("swapped ground", lambda pictures, on: pictures.clone().index_copy(0, where, swap))
     )
     jobs.append(("clean, marked", lambda pictures, on: pictures))
-    where = marked.nonzero()[:, 0]
     found: dict = {}
     for name, change in tqdm(jobs, desc=f"{photos.name}, perturbed", disable=not progress):
         changed = change(pictures, on)
@@ -443,6 +447,7 @@ def on_shapes(*, images: int = 500, seeds: Sequence[int] = (0, 1, 2)) -> dict:
     """
     begun = time.perf_counter()
     test = lab_data.load("shapes", "test", limit=images)
+    assert test.masks is not None  # shapes have them
     both = torch.stack([test.masks, ~test.masks], 1).float()  # (N, 2, H, W)
     layers = {name: name for name in ("stem", "group1", "group2", "group3")}
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
@@ -451,7 +456,8 @@ def on_shapes(*, images: int = 500, seeds: Sequence[int] = (0, 1, 2)) -> dict:
         model = experiments.restore(experiment, records.read(experiment.name))
         net = backbones.Backbone(name="small", network=model, layers=layers, image_size=32)
         for layer, tokens in net.maps(test.normalise(test.images)).items():
-            on, off = F.adaptive_avg_pool2d(both, tuple(tokens.shape[2:])).unbind(1)  # (N, h, w)
+            size = (tokens.shape[2], tokens.shape[3])
+            on, off = F.adaptive_avg_pool2d(both, size).unbind(1)  # (N, h, w)
             maps = Maps(tokens=tokens, labels=test.labels, on=on, off=off)
             told = measures.untrained(maps)
             told |= {f"cosine, {name}": value for name, value in neighbour_cosines(maps).items()}

@@ -209,7 +209,8 @@ def _code_only(text: str) -> str:
     """Python source without comments, docstrings, blank lines and trailing white space."""
     lines = text.split("\n")
     docstrings = list(_docstrings(ast.parse(text), lines))
-    cuts, inside = list(docstrings), set()
+    cuts = list(docstrings)
+    inside: set[int] = set()
     opened = []  # f-strings come as start ... end from Python 3.12 on, as one string before
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         kind, start, end = tokenize.tok_name[token.type], token.start, token.end
@@ -233,7 +234,10 @@ def _docstrings(tree: ast.AST, lines: list[str]) -> Iterator[tuple[tuple[int, in
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, holders) and ast.get_docstring(node, clean=False) is not None:
-            text = node.body[0].value
+            first = node.body[0]
+            assert isinstance(first, ast.Expr)  # as there is a docstring
+            text = first.value
+            assert text.end_lineno is not None
             yield tuple(
                 (row, len(lines[row - 1].encode()[:column].decode()))  # ast counts bytes
                 for row, column in (

@@ -25,7 +25,7 @@ import statistics
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema
 
@@ -246,8 +246,8 @@ def read_all(
     Raises:
         RecordError: A file under `data/results` is not a valid record.
     """
-    asked = {"scale": scale, "dataset": dataset, "method": method}
-    asked = {key: value for key, value in asked.items() if value is not None}
+    parts = {"scale": scale, "dataset": dataset, "method": method}
+    asked = {key: value for key, value in parts.items() if value is not None}
     records = [_load(path, _name(path, root)) for path in _files(root, **asked)]
     records = [r for r in records if all(r[key] == value for key, value in asked.items())]
     return sorted(records, key=lambda r: (SCALES.index(r["scale"]), group(r), r["seed"], r["name"]))
@@ -276,7 +276,7 @@ def settings_off(recorded: Any, today: Any, name: str = "") -> list[str]:
         return [] if recorded == plain(today) else [told]
     off = []
     fields = {field.name: field for field in dataclasses.fields(today)}
-    for part in fields | recorded:
+    for part in dict.fromkeys([*fields, *recorded]):
         place = f"{name}.{part}".lstrip(".")
         if part not in fields:
             off.append(f"{place} was {recorded[part]!r}, is no setting any more")
@@ -296,6 +296,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted name: `{"mask": {"kept": [1, 2]}}` → mask.kept.0, mask.kept.1."""
+    items: Iterable[tuple[Any, Any]]
     if isinstance(values, Mapping):
         items = values.items()
     elif isinstance(values, (list, tuple)):
@@ -465,7 +466,7 @@ def _share_of(metrics: Mapping[str, Any], condition: str) -> Any:
     return metrics.get(f"accuracy.{condition.replace('/', '.')}")
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number; null stands for it")
 
 

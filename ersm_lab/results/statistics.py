@@ -199,13 +199,10 @@ def marks(
         level: the chance of one mark or more in a table of true zeros.
         least_seeds: a difference of fewer seeds has no mark and no part either.
     """
-    found = list(found)
-    judged = [f is not None and len(f.seeds) >= least_seeds for f in found]
-    adjusted = holm([f.p_value for f, is_judged in zip(found, judged, strict=True) if is_judged])
-    left = iter(adjusted)
+    judged = [f if f is not None and len(f.seeds) >= least_seeds else None for f in found]
+    left = iter(holm([f.p_value for f in judged if f is not None]))
     return [
-        ("▲" if f.mean > 0 else "▼") if is_judged and next(left) < level else ""
-        for f, is_judged in zip(found, judged, strict=True)
+        ("▲" if f.mean > 0 else "▼") if f is not None and next(left) < level else "" for f in judged
     ]
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ersm_core import EnergyMask
 from ersm_lab.evaluation import deletion as token_deletion
 from ersm_lab.evaluation import deletion_insertion, object_masks, rankings
 from ersm_lab.evaluation.inference import evaluating, replaced_mask
 from ersm_lab.images.data import ImageSet
 from ersm_lab.suites.finding import Finding, accuracies, batch_size, joined, nested
-from ersm_lab.suites.maps import importance_of, is_mask
+from ersm_lab.suites.maps import importance_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ def least_first(
     The layers up to the tokens run once. {"<ranking>.<per cent>": bool (N,)}
     """
     stage = rankings.token_stage(model, layer)
+    mask = stage if isinstance(stage, EnergyMask) and stage.enabled else None
     keep = {
         f"{name}.{100 * fraction:g}": token_deletion.keep_masks(maps, fraction)  # (N, h, w)
         for name, maps in importance.items()
@@ -119,7 +121,7 @@ def least_first(
     start = 0
     with evaluating(model):
         for x, labels in data.inputs(batch_size(data)):
-            with replaced_mask(stage, torch.ones_like) if is_mask(stage) else nullcontext():
+            with replaced_mask(mask, torch.ones_like) if mask else nullcontext():
                 whole = rankings.layer_tokens(model, layer, x)  # (B, C, H, W), nothing masked
             with rankings.rest_of_network(model, layer, x) as rest:
                 for name, kept in keep.items():

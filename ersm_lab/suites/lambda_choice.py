@@ -104,7 +104,7 @@ class Retuned:
         for value in grid:
             with using_lambda(model, value, layer=layer):
                 found[value] = _statistics(model, images)
-        return cls(model=model, layer=layer, reference=coder.lambda_l1, statistics=found)
+        return cls(model=model, layer=layer, reference=float(coder.lambda_l1), statistics=found)
 
     @property
     def grid(self) -> tuple[float, ...]:
@@ -113,7 +113,7 @@ class Retuned:
     @contextmanager
     def at(self, value: float) -> Iterator[None]:
         """While open, the network codes with this lambda of the grid and has its statistics."""
-        norms = {name: self.model.get_submodule(name) for name in self.statistics[value]}
+        norms = _norms(self.model)
         before = {name: _of(norm) for name, norm in norms.items()}
         try:
             with using_lambda(self.model, value, layer=self.layer):
@@ -147,7 +147,7 @@ class Retuned:
 
 def _statistics(model: nn.Module, images: Tensor) -> dict[str, Statistics]:
     """What each batch normalisation sees on these images: plain means over batches."""
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    norms = _norms(model)
     before = {name: (_of(norm), norm.momentum) for name, norm in norms.items()}
     try:
         with evaluating(model):  # all but these: a sparse layer in training moves its step size
@@ -163,14 +163,25 @@ def _statistics(model: nn.Module, images: Tensor) -> dict[str, Statistics]:
             norm.momentum = before[name][1]
 
 
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+
+
+def _buffers(norm: _BatchNorm) -> Statistics:
+    mean, variance, seen = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None or variance is None or seen is None:
+        raise ValueError("a batch normalisation without running statistics: there are none to move")
+    return mean, variance, seen
+
+
 def _of(norm: _BatchNorm) -> Statistics:
-    return norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone()
+    mean, variance, seen = _buffers(norm)
+    return mean.clone(), variance.clone(), seen.clone()
 
 
 def _put(norms: Mapping[str, _BatchNorm], values: Mapping[str, Statistics]) -> None:
     for name, norm in norms.items():
-        kept = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        for buffer, value in zip(kept, values[name], strict=True):
+        for buffer, value in zip(_buffers(norm), values[name], strict=True):
             buffer.copy_(value)
 
 
@@ -253,7 +264,7 @@ def measure(
     coders = sparse_layers(model)
     if not coders:
         raise ValueError(f"{type(model).__name__} has no sparse layer: no lambda to choose")
-    reference = next(iter(coders.values())).lambda_l1
+    reference = float(next(iter(coders.values())).lambda_l1)
     grid = [multiple * reference for multiple in settings.multiples]
     plain = training.normalise(training.images)  # (N, C, H, W)
     tuned = Retuned.on(model, plain, grid)

@@ -127,7 +127,7 @@ def measure(
     if coders:
         rows = ("fixed", "label-free", "oracle")
         layer, coder = next(iter(coders.items()))
-        reference = coder.lambda_l1
+        reference = float(coder.lambda_l1)
         grid = [multiple * reference for multiple in settings.multiples]
         label_free = LabelFreeLambda.fit(
             model,
@@ -143,7 +143,7 @@ def measure(
     for name, images in _corrupted(test.images, settings):
         data = replace(test, images=images)
         for row in rows[:2]:
-            if row == "label-free":
+            if label_free and row == "label-free":
                 right, chosen = _label_free(model, coder, label_free, data)
                 metrics["lambda"][row][name] = chosen
             else:
@@ -250,8 +250,8 @@ def noise_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
     columns = {"clean": "accuracy.clean"}
     columns |= {f"severity {s}": f"accuracy.{NOISE}-{s}" for s in severities}
     columns["mean of 1 to 5"] = "mean.noise"
-    where = dict(methods=methods, dataset=dataset, scale=scale)
-    return table(columns, caption="Accuracy under Gaussian noise", **where)
+    caption = "Accuracy under Gaussian noise"
+    return table(columns, methods=methods, dataset=dataset, scale=scale, caption=caption)
 
 
 def kinds_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
@@ -259,8 +259,8 @@ def kinds_table(methods: Sequence[str], *, dataset: str, scale: str) -> Table:
     columns = {"noises": "mean.noises"}
     columns |= {group: f"mean.{group}" for group in corruptions.GROUPS if group != "noise"}
     columns["all kinds"] = "mean.all"
-    where = dict(methods=methods, dataset=dataset, scale=scale)
-    return table(columns, caption="Accuracy under corruptions of severities 3 and 5", **where)
+    caption = "Accuracy under corruptions of severities 3 and 5"
+    return table(columns, methods=methods, dataset=dataset, scale=scale, caption=caption)
 
 
 def gap(

@@ -18,7 +18,7 @@ def importance_of(
 
     Maps of tokens are stretched to pixels; what knows pixels by itself ranks them by itself.
     """
-    size = tuple(data.images.shape[1:3])
+    size = (data.images.shape[1], data.images.shape[2])
     stage = rankings.token_stage(model, layer)
     if not is_mask(stage):
         names = [name for name in names if name not in (*rankings.ENERGIES, "magnitude_masked")]
@@ -54,6 +54,6 @@ def pixel_maps(
     maps: dict[str, Tensor] = {}
     masks = inference.look(model, data)[1]
     if layer in masks:
-        size = tuple(data.images.shape[1:3])
+        size = (data.images.shape[1], data.images.shape[2])
         maps["mask"] = object_masks.to_pixels(masks[layer], size, smooth=False)
     return maps | importance_of(model, data, layer, names, seed=seed)[1]

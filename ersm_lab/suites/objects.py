@@ -130,7 +130,7 @@ def spurious(
         right[name] = (answers == images.labels).cpu()
         if name == "lies":
             follows = (answers.cpu() == kinds[lies]).double().mean().item()
-        scores = _scores(pixel_maps(model, images, layer, ()), images.masks)
+        scores = _scores(pixel_maps(model, images, layer, ()), _object_masks(images))
         maps[name] = {
             kind: {
                 score: object_masks.summary(values)

@@ -106,8 +106,10 @@ def _occlusions(settings: Occlusion) -> list[tuple[str, str, int]]:
 def _occluded(data: ImageSet, settings: Occlusion) -> Conditions:
     found, kept, seed = {"clean": lambda: data.images}, _Kept.of(data.images), settings.seed
     for position, fill, size in _occlusions(settings):
-        place = {"position": position, "fill": fill, "size": size, "seed": seed}
-        name, make = f"{position}.{fill}.{size}", partial(occlusion.occlude, data.images, **place)
+        make = partial(
+            occlusion.occlude, data.images, position=position, fill=fill, size=size, seed=seed
+        )
+        name = f"{position}.{fill}.{size}"
         found[name] = partial(kept, name, seed, make)
     return found
 
@@ -173,8 +175,8 @@ class _Kept:
     def of(cls, images: Tensor) -> _Kept:
         if len(images) < KEPT_FROM:
             return cls(folder=None, device=images.device)
-        code = source_hash([module.__file__ for module in MAKERS])[0]
-        content = hashlib.sha256(images.cpu().numpy()).hexdigest()
+        code = source_hash([str(module.__file__) for module in MAKERS])[0]
+        content = hashlib.sha256(images.cpu().numpy().data).hexdigest()
         folder = records.home() / "data" / "cache" / "perturbed" / f"{code[:8]}-{content[:12]}"
         return cls(folder=folder, device=images.device)
 
@@ -188,13 +190,16 @@ class _Kept:
             pass
         made, content = make(), io.BytesIO()
         np.save(content, made.cpu().numpy())
-        write_whole(path, content.getbuffer())
+        write_whole(path, content.getvalue())
         return made
 
 
 def prepare(suite: str, dataset: str, settings: Occlusion | Corruption) -> None:
     """Make the perturbed test images of a suite beforehand, where they are kept; on the CPU."""
     data = lab_data.load(dataset, "test", limit=settings.images)
-    conditions = {"occlusion": _occluded, "corruption": _corrupted}[suite](data, settings)
+    if isinstance(settings, Occlusion):
+        conditions = _occluded(data, settings)
+    else:
+        conditions = _corrupted(data, settings)
     for make in conditions.values():
         make()

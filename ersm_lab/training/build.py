@@ -8,7 +8,7 @@ from torch import nn
 from ersm_attach import attach_energy_mask
 from ersm_lab.networks import backbones, controls, filled_mask, norms, pruning
 from ersm_lab.networks.sdnet import attach_sparse_coding, sdnet18
-from ersm_lab.training.config import Config, Experiment
+from ersm_lab.training.config import Config, Experiment, MaskPlace
 
 
 def build(experiment: Experiment, *, classes: int) -> nn.Module:
@@ -20,23 +20,29 @@ def build(experiment: Experiment, *, classes: int) -> nn.Module:
     Raises:
         ValueError: a layer that is unknown or that a part does not fit.
     """
-    config = experiment.config
+    config = experiment.own
     torch.manual_seed(experiment.seed)
     model = _backbone(config, classes)
     place = config.mask
-    for layer in place.layers if place else ():
-        if place.preset in controls.KINDS:
-            controls.attach(model, layer, place.preset, **place.settings)
-        else:
-            attach_energy_mask(model, layer, preset=place.preset, **place.settings)
-    for layer in place.layers if config.dropped else ():  # once all masks are drawn
-        settings = {"dropped": config.dropped, "preset": place.preset}
-        filled_mask.put_in(model, layer, **settings, **place.settings)
-    if config.norm:
+    if place:
+        _masked(model, place, config.dropped)
+    if config.norm and config.after:
+        assert isinstance(model, backbones.CifarNet)
         norms.replace_norms(model, config.norm, after=config.after)
     if config.sparsity is not None:
         pruning.attach(model)
     return model
+
+
+def _masked(model: nn.Module, place: MaskPlace, dropped: str | None) -> None:
+    for layer in place.layers:
+        if place.preset in controls.KINDS:
+            controls.attach(model, layer, place.preset, **place.settings)
+        else:
+            attach_energy_mask(model, layer, preset=place.preset, **place.settings)
+    if dropped:  # once all masks are drawn
+        for layer in place.layers:
+            filled_mask.put_in(model, layer, dropped=dropped, preset=place.preset, **place.settings)
 
 
 def _backbone(config: Config, classes: int) -> nn.Module:

@@ -101,8 +101,8 @@ class Config:
             self._check_norm()
         if (self.sparsity, self.start, self.ramp) != (None, None, None):
             self._check_pruning()
-        if self.coding is not None:
-            self._check_coding()
+        if self.coding and self.backbone == "resnet18" and self.coding.layers != ("conv1",):
+            raise ValueError('of "resnet18" only layers=("conv1",) can be a code')
 
     @property
     def shares_trunk(self) -> bool:
@@ -128,6 +128,7 @@ class Config:
         checks.a("backbone", self.backbone, CifarNetSettings)
         checks.choice("norm", self.norm, norms.KINDS)
         checks.text("after", self.after)
+        assert isinstance(self.backbone, CifarNetSettings) and self.after is not None
         count = len(self.backbone.widths)
         if not norms.groups_after(self.after, count):
             raise ValueError(
@@ -142,10 +143,12 @@ class Config:
     def _check_pruning(self) -> None:
         checks.a("backbone", self.backbone, CifarNetSettings)
         checks.number("sparsity", self.sparsity)
+        assert self.sparsity is not None
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is a share of the weights below 1, got {self.sparsity}")
         for name in ("start", "ramp"):
             checks.number(name, getattr(self, name), least=0)
+        assert self.start is not None and self.ramp is not None
         if not self.start + self.ramp < 1:
             raise ValueError(
                 "start and ramp are shares of the steps that leave some to train on: choose them "
@@ -155,10 +158,6 @@ class Config:
             raise ValueError("a moving average of pruned weights is not made: set ema_decay=0")
         if self.mask or self.norm or self.coding:
             raise ValueError("a plain dense network is pruned: leave out mask, norm and coding")
-
-    def _check_coding(self) -> None:
-        if self.backbone == "resnet18" and self.coding.layers != ("conv1",):
-            raise ValueError('of "resnet18" only layers=("conv1",) can be a code')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +218,20 @@ class Experiment:
     config: Config | PublishedConfig
     tolerance: dict[str, float] = field(default_factory=dict)
     checkpoint: bool = True
+
+    @property
+    def own(self) -> Config:
+        """`config`, of an experiment that trains a whole network."""
+        if not isinstance(self.config, Config):
+            raise TypeError(f"{self.name} is of the published protocol: see protocol_runs")
+        return self.config
+
+    @property
+    def published(self) -> PublishedConfig:
+        """`config`, of an experiment of the published protocol."""
+        if not isinstance(self.config, PublishedConfig):
+            raise TypeError(f"{self.name} is not of the published protocol: see runs")
+        return self.config
 
     @property
     def name(self) -> str:

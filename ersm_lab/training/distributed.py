@@ -38,10 +38,13 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         mean, square = _SumOverProcesses.apply(moments) / dist.get_world_size()  # (C,), (C,)
         variance = (square - mean.square()).clamp_min(0.0)  # rounding may leave it just below 0
         count = x.numel() / x.shape[1] * dist.get_world_size()
+        means, variances, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        if means is None or variances is None or seen is None or self.momentum is None:
+            raise ValueError("batch normalisation needs running statistics with a momentum here")
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
+            means.lerp_(mean, self.momentum)
+            variances.lerp_(variance * count / (count - 1), self.momentum)
+            seen += 1
         scale = torch.rsqrt(variance + self.eps) * self.weight  # (C,)
         shift = self.bias - mean * scale  # (C,)
         return torch.addcmul(shift[:, None, None], values, scale[:, None, None]).to(x.dtype)

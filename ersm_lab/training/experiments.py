@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +36,7 @@ def run(
     The network that the published protocol freezes is loaded if there is one, else trained first. Runs
     of the published protocol that are given the same `maps` compute those of a backbone once.
     """
-    settings = {"probe": probe, "root": root, "progress": progress}
+    settings: dict[str, Any] = {"probe": probe, "root": root, "progress": progress}
     if not isinstance(experiment.config, PublishedConfig):
         return runs.run(experiment, **settings)
     backbone = _backbone_of(experiment, progress)
@@ -92,7 +94,7 @@ def valid_record(experiment: Experiment, *, root: Path | None = None) -> dict | 
     return record if record and not why_not(experiment, record, root=root) else None
 
 
-def why_not(experiment: Experiment, record: dict, *, root: Path | None = None) -> str:
+def why_not(experiment: Experiment, record: Mapping[str, Any], *, root: Path | None = None) -> str:
     """Why a record no longer stands for its experiment; empty where it does.
 
     Its settings are today's and its code behaves as it did (`standing`; one whose probes have not been

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from ersm_core import EnergyMask, energy_loss
 from ersm_lab.common import checkpoints, checks
 from ersm_lab.common.checkpoints import save_atomically
 from ersm_lab.common.files import Damaged, set_aside
-from ersm_lab.images.data import Augment, ImageSet
+from ersm_lab.images.data import Augment
 from ersm_lab.training.distributed import synchronise_batch_norm
 
 if TYPE_CHECKING:  # `make_fabric` imports it: only who trains waits seconds for it
@@ -142,20 +142,29 @@ def make_fabric(*, precision: str = "auto", device: str = "auto", processes: int
     if kind == "cuda":
         torch.backends.cudnn.benchmark = True  # batches are all of one size
     strategy = DDPStrategy(find_unused_parameters=True) if processes > 1 else "auto"
+    resolved: Any = resolve_precision(precision, kind)  # of PRECISIONS, which Fabric's type lists
     fabric = Fabric(
         accelerator=kind,
         devices=processes,
         strategy=strategy,
         plugins=LightningEnvironment() if processes == 1 else None,
-        precision=resolve_precision(precision, kind),
+        precision=resolved,
     )
     fabric.launch()
     return fabric
 
 
+class Trainable(Protocol):
+    """Images, or maps in their place, with batches of their own (`images.data.Batches`)."""
+
+    def to(self, device: torch.device) -> Trainable: ...
+
+    def batches(self, **settings: Any) -> Any: ...
+
+
 def train(
     model: nn.Module,
-    data: ImageSet,
+    data: Trainable,
     settings: TrainSettings,
     *,
     seed: int,
@@ -207,7 +216,7 @@ def train(
         world_size=fabric.world_size,
     )
     total = settings.epochs * len(batches)
-    bare = model.to(fabric.device, memory_format=torch.channels_last)
+    bare = model.to(fabric.device).to(memory_format=torch.channels_last)
     if fabric.world_size > 1:
         bare = synchronise_batch_norm(bare)
     optimiser = make_optimiser(bare, settings)
@@ -264,14 +273,16 @@ def train(
                 average.update_parameters(bare)
             sums += torch.stack([loss.detach(), regulariser.detach(), _kept(masks, loss)])
             bar.update()
-        loss, regulariser, kept = (fabric.all_reduce(sums) / len(batches)).tolist()
+        reduced = fabric.all_reduce(sums)
+        assert isinstance(reduced, Tensor)  # as what was given
+        loss, regulariser, kept = (reduced / len(batches)).tolist()
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss of epoch {epoch + 1} is {loss}: choose a lower learning_rate than "
                 f"{settings.learning_rate:g}, or look for NaN in the images"
             )
         seconds = time.perf_counter() - begun + (curve[-1]["seconds"] if curve else 0.0)
-        row = {"epoch": epoch + 1, "steps": step + 1}
+        row: dict[str, float] = {"epoch": epoch + 1, "steps": step + 1}
         row |= {"loss": loss, "regulariser": regulariser, "kept": kept}
         row |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": seconds}
         if after_epoch is not None:

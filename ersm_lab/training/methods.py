@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ersm_lab.images import data
 from ersm_lab.images.data import Augment
@@ -24,14 +25,16 @@ from ersm_lab.training.protocols import PUBLISHED_TRAINING
 SEEDS = {"smoke": 1, "laptop": 3, "full": 5}
 
 BACKBONE = {"smoke": backbones.SMOKE, "laptop": backbones.LAPTOP, "full": backbones.FULL}
-_QUIET = dict(mask_noise_stop=0.8)  # where a mask has noise, the last fifth trains without
+_QUIET: dict[str, Any] = dict(
+    mask_noise_stop=0.8
+)  # where a mask has noise, the last fifth trains without
 TRAIN = {
     "smoke": TrainSettings(epochs=3, batch_size=64, **_QUIET),
     "laptop": TrainSettings(epochs=10, **_QUIET),
     "full": TrainSettings(epochs=16, batch_size=1024, learning_rate=1.5, **_QUIET),
 }
 # Of the ResNets, at full scale: plain SGD with momentum 0.9, the schedule of the others.
-RESNET_TRAINING = dict(
+RESNET_TRAINING: dict[str, Any] = dict(
     epochs=30,
     batch_size=512,
     learning_rate=0.4,
@@ -40,7 +43,7 @@ RESNET_TRAINING = dict(
     norm_lr_factor=1.0,
     label_smoothing=0.1,
 )
-SMALL_TOKENS = dict(width=32, expansion=2)  # of a `TokenNet` at smoke scale
+SMALL_TOKENS: dict[str, Any] = dict(width=32, expansion=2)  # of a `TokenNet` at smoke scale
 SHAPES_EPOCHS = {"smoke": 6, "laptop": 4, "full": 8}  # textured shapes are learned sooner
 IMAGES = {"smoke": 2_560, "laptop": None, "full": None}
 # The ablation has many rows: at laptop scale its network is half as wide, with a dense one of its own.
@@ -86,7 +89,7 @@ class Method:
 
     def config(self, scale: str, train: TrainSettings) -> Config | PublishedConfig:
         """Its settings at a scale whose networks are trained like that."""
-        images = {"train_images": IMAGES[scale], "test_images": IMAGES[scale]}
+        images: dict[str, Any] = {"train_images": IMAGES[scale], "test_images": IMAGES[scale]}
         if self.published is not None:
             own = replace(PUBLISHED_TRAINING, **self.train)
             return PublishedConfig(train=own, **self.published, **images)
@@ -156,17 +159,23 @@ def _ablation(
     checkpoint: bool = False,
     **train,
 ) -> Method:
-    more = {"longer": dict.fromkeys(SEEDS, longer), "checkpoint": checkpoint}
-    return Method(backbone=ABLATION_BACKBONE, mask=mask, train=train, seeds=seeds, **more)
+    return Method(
+        backbone=ABLATION_BACKBONE,
+        mask=mask,
+        train=train,
+        seeds=seeds,
+        longer=dict.fromkeys(SEEDS, longer),
+        checkpoint=checkpoint,
+    )
 
 
 # The layer with none of our cures: tokens as they are, everything trained together from the first step,
 # with the weights of lambda that `stable` has. The soft gate of the logit is that of the authors'
 # released code; gate="energy" is the gate as the paper writes it.
-_LITERAL = dict(preset=None, lambda_unary=0.02, lambda_pair=0.02)
-_FROM_THE_START = dict(mask_start=0.0, mask_ramp=0.0)
+_LITERAL: dict[str, Any] = dict(preset=None, lambda_unary=0.02, lambda_pair=0.02)
+_FROM_THE_START: dict[str, Any] = dict(mask_start=0.0, mask_ramp=0.0)
 # The pairwise gradient ends at the projection: it may learn in what neighbours differ, features may not.
-_PROJECTION = dict(detach_pairwise=False, detach_tokens=True)
+_PROJECTION: dict[str, Any] = dict(detach_pairwise=False, detach_tokens=True)
 
 # One stage up: a little more than half of the usual pairwise weight, and less of it without the unary.
 _HIGHER = _mask(layer="group2", lambda_pair=0.012)
@@ -244,7 +253,7 @@ METHODS: dict[str, Method] = {
     if not {unary, pair} <= {0.0, 0.02}  # these have rows of their own, with more seeds
 }
 
-_RESNET = dict(backbone={"full": "resnet18"}, seeds=3)
+_RESNET: dict[str, Any] = dict(backbone={"full": "resnet18"}, seeds=3)
 
 METHODS |= {
     "resnet18-dense": Method(**_RESNET, train=RESNET_TRAINING),
@@ -256,7 +265,7 @@ METHODS |= {
 
 # A network that can skip dropped tokens (chapter 13), its rivals for the same tokens, and dense networks
 # that need less time. How they are trained was chosen on validation images (`milliseconds/criteria.md`).
-TOKEN_TRAINING = dict(
+TOKEN_TRAINING: dict[str, Any] = dict(
     epochs=6, optimiser="adamw", learning_rate=6e-3, weight_decay=0.05, norm_lr_factor=1.0
 )
 
@@ -319,7 +328,7 @@ METHODS |= {
 
 
 def _filled(dropped: str, mask: MaskPlace | None = None, **more) -> Method:
-    parts = dict(dropped=dropped)
+    parts: dict[str, Any] = dict(dropped=dropped)
     return Method(backbone=ABLATION_BACKBONE, mask=mask or _mask(), parts=parts, **more)
 
 
@@ -340,7 +349,7 @@ METHODS |= {"pruned": _baseline(sparsity=0.5, start=0.6, ramp=0.1)}
 # the others needs batch normalisation: without it networks diverge or stay far behind. The optimiser,
 # one for all of them, "batch" too, is the one of two trials on validation images in which all dense
 # networks learn. At smoke scale three times the epochs: else they are still at chance.
-NORM_TRAINING = dict(
+NORM_TRAINING: dict[str, Any] = dict(
     optimiser="adamw", learning_rate=3e-3, weight_decay=0.05, norm_lr_factor=1.0, mask_start=0.3
 )
 METHODS |= {
@@ -362,7 +371,7 @@ METHODS |= {
 
 # The published protocol (`protocol_runs`) on frozen maps of "ablation-dense"; `mask` are settings of
 # `EnergyMask.published`. As released, its biases do not train.
-_RELEASED = dict(fixed_bias=True)
+_RELEASED: dict[str, Any] = dict(fixed_bias=True)
 
 
 def _published(mask: dict | None, *, checkpoint: bool = False, **train) -> Method:

@@ -37,7 +37,7 @@ Backbone = Callable[[str], tuple[nn.Module, dict]]
 
 def build(experiment: Experiment, backbone: nn.Module, *, classes: int) -> PublishedProtocol:
     """The frozen network with its untrained reader; mask and head start from the experiment's seed."""
-    config = experiment.config
+    config = experiment.published
     return protocols.published(
         protocols.unpooled(backbone, config.layer),
         config.layer,
@@ -76,7 +76,7 @@ def run(
         a row of epoch 0, before any step.
     """
     root = Path(root) if root else records.home()
-    config = experiment.config
+    config = experiment.published
     fabric = make_fabric(precision=config.train.precision)
     precision = {"precision": str(fabric._precision.precision)}
     facts = records.provenance(code_of(__file__), device=fabric.device.type, **precision)
@@ -86,8 +86,16 @@ def run(
     seconds = {"features": time.perf_counter() - begun}
     reader = build(experiment, frozen, classes=len(training.classes)).reader
     resume = resume_path(experiment, facts, root, fingerprint(base))
-    settings = {"seed": experiment.seed, "fabric": fabric, "progress": progress}
-    curve = fit(reader, training, validation, config.train, checkpoint=resume, **settings)
+    curve = fit(
+        reader,
+        training,
+        validation,
+        config.train,
+        seed=experiment.seed,
+        fabric=fabric,
+        checkpoint=resume,
+        progress=progress,
+    )
     begun = time.perf_counter()
     metrics = measure(reader, test, validation=validation, config=config, seed=experiment.seed)
     metrics["backbone"] = {
@@ -118,7 +126,7 @@ def restore(
         ValueError: the checkpoint or the backbone is not the one that was recorded.
     """
     state = load_state(record, root=root)
-    frozen, base = backbone(experiment.config.backbone)
+    frozen, base = backbone(experiment.published.backbone)
     if fingerprint(base) != record["metrics"]["backbone"]["fingerprint"]:
         raise ValueError(
             f"{base['name']} is not the backbone that was recorded: re-run {record['name']}"
@@ -149,9 +157,9 @@ class Maps:
             base: its record.
             device: where the maps are to live.
         """
-        config = experiment.config
-        key = (experiment.dataset, fingerprint(base), config.layer, str(device))
-        key += (config.train_images, config.test_images)
+        config = experiment.published
+        place = (experiment.dataset, fingerprint(base), config.layer, str(device))
+        key = (*place, config.train_images, config.test_images)
         if key != self._key:
             self._maps = ()  # make room
             model = build(experiment, frozen, classes=2).to(device)
@@ -273,7 +281,7 @@ def deletion_curves(
 
     def predict(keep: Tensor) -> Tensor:
         kept = torch.einsum("nhwk,nhw->nk", scores, keep.to(scores))  # (N, K)
-        return kept + reader.head.bias.detach()
+        return kept + reader.get_parameter("head.bias").detach()
 
     return {
         name: deletion.deletion_curve(
@@ -295,7 +303,7 @@ def token_scores(reader: nn.Module, features: FeatureSet, *, patch_size: int = 1
     Returns:
         (N, H / s, W / s, classes).
     """
-    weight = reader.head.weight.detach()  # (K, C)
+    weight = reader.get_parameter("head.weight").detach()  # (K, C)
     parts = []
     for x, _ in features.inputs():
         patches = F.avg_pool2d(x, patch_size) * patch_size**2  # (B, C, H / s, W / s)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from ersm_lab.results.answer_bits import pack
 from ersm_lab.results.provenance import code_hash, code_of
 from ersm_lab.training.build import build
 from ersm_lab.training.config import Config, Experiment
-from ersm_lab.training.loop import make_fabric, train
+from ersm_lab.training.loop import Trainable, make_fabric, train
 
 SAVE_EVERY = 2.0  # seconds between two checkpoints of a training on a GPU, whose epochs are short
 CACHED_WEIGHTS = "data/cache/weights"
@@ -54,7 +55,7 @@ def run(
         The record, as written to `data/results/<name>.json`.
     """
     root = Path(root) if root else records.home()
-    config = experiment.config
+    config = experiment.own
     fabric = make_fabric(precision=config.train.precision)
     precision = {"precision": str(fabric._precision.precision)}
     facts = records.provenance(code_of(__file__), device=fabric.device.type, **precision)
@@ -66,13 +67,14 @@ def run(
     model = build(experiment, classes=len(training.classes))
     if isinstance(model, WhitenedNet):
         model.whiten(training.normalise(training.images[:5_000]))
+    images: Trainable = training
     if config.smoothing:
         epochs = config.train.epochs
-        training = smoothed.staged(training, config.smoothing, epochs=epochs, progress=progress)
+        images = smoothed.staged(training, config.smoothing, epochs=epochs, progress=progress)
     resume = resume_path(experiment, facts, root)
     curve = train(
         model,
-        training,
+        images,
         config.train,
         seed=experiment.seed,
         fabric=fabric,
@@ -101,8 +103,12 @@ def run(
 
 
 def _prune(config: Config, model: nn.Module, progress: float) -> None:
-    settings = {"sparsity": config.sparsity, "start": config.start, "ramp": config.ramp}
-    pruning.prune_to(model, pruning.sparsity_at(progress, **settings))
+    if config.sparsity is None or config.start is None or config.ramp is None:
+        raise ValueError("nothing is pruned without sparsity, start and ramp")
+    now = pruning.sparsity_at(
+        progress, sparsity=config.sparsity, start=config.start, ramp=config.ramp
+    )
+    pruning.prune_to(model, now)
 
 
 def keep(
@@ -233,9 +239,9 @@ def restore(experiment: Experiment, record: dict, *, root: Path | None = None) -
         Damaged: the checkpoint is not the one that was recorded.
     """
     state = load_state(record, root=root)
-    if experiment.config.sparsity is not None:
+    if experiment.own.sparsity is not None:
         state = pruning.plain_state(state)
-    plain = replace(experiment, config=experiment.config.trained())
+    plain = replace(experiment, config=experiment.own.trained())
     model = build(plain, classes=backbones.classes_of(state))
     model.load_state_dict(state)
     return model.to(memory_format=torch.channels_last).eval()
@@ -247,18 +253,18 @@ def load_state(record: dict, *, root: Path | None = None) -> dict[str, torch.Ten
     return checkpoints.load(path, sha256=record["checkpoint"]["sha256"])
 
 
-def weights_file(record: dict, *, root: Path | None = None) -> Path:
+def weights_file(record: Mapping[str, Any], *, root: Path | None = None) -> Path:
     """Where the recorded weights lie."""
     return (Path(root) if root else records.home()) / record["checkpoint"]["file"]
 
 
-def only_cached(record: dict) -> bool:
+def only_cached(record: Mapping[str, Any]) -> bool:
     """Whether the weights are not in the repository, but in the cache of the machine that made them."""
     kept = record["checkpoint"]
     return kept is not None and kept["file"].startswith(f"{CACHED_WEIGHTS}/")
 
 
-def weights_wrong(record: dict, *, root: Path | None = None) -> str:
+def weights_wrong(record: Mapping[str, Any], *, root: Path | None = None) -> str:
     """Why the recorded weights cannot be had: no file, or another; empty where they can, and where
     they were cached on another machine."""
     path = weights_file(record, root=root)

@@ -75,7 +75,7 @@ def _points(axes: Axes) -> Iterator[tuple[str, str, float, float, str]]:
                 yield series, "bar", x + width / 2, y + height, _shown(height)
     for number, line in enumerate(axes.lines, start=1):
         series = _name(line, "line", number)
-        for x, y in zip(line.get_xdata(orig=False), line.get_ydata(orig=False), strict=True):
+        for x, y in np.asarray(line.get_xydata()):
             yield series, "line", float(x), float(y), ""
     for number, collection in enumerate(axes.collections, start=1):
         if isinstance(collection, PathCollection):
@@ -86,7 +86,7 @@ def _points(axes: Axes) -> Iterator[tuple[str, str, float, float, str]]:
                 for x, y in segment:
                     yield _name(collection, "range", number), "range", float(x), float(y), ""
     for number, image in enumerate(axes.images, start=1):
-        cells = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
+        cells: np.ndarray = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
         if cells.ndim == 2 and cells.size <= MOST_CELLS:
             for (row, column), cell in np.ndenumerate(cells):
                 yield _name(image, "map", number), "cell", column, row, _shown(cell)
@@ -102,7 +102,7 @@ def _words(axis: Axis) -> Callable[[float], str]:
     words: dict[float, str] = {}
     if isinstance(axis.get_major_locator(), FixedLocator | StrCategoryLocator):
         places = axis.get_majorticklocs()
-        texts = [str(text) for text in axis.get_major_formatter().format_ticks(places)]
+        texts = [str(text) for text in axis.get_major_formatter().format_ticks(list(places))]
         if not all(_is_number(text) for text in texts if text):
             words = dict(zip(map(float, places), texts, strict=True))
 

@@ -101,7 +101,7 @@ def kept_histogram(masks: Tensor) -> Figure:
     """How the kept share differs between images; masks (N, 1, h, w)."""
     kept = 100 * masks.mean((1, 2, 3)).cpu().numpy()  # (N,)
     figure, axis = plt.subplots(figsize=(7.2, 2.9))
-    axis.hist(kept, bins=np.linspace(0, 100, 51), color="#0072B2", edgecolor="white")
+    axis.hist(kept, bins=list(np.linspace(0, 100, 51)), color="#0072B2", edgecolor="white")
     axis.axvline(kept.mean(), color="black", linestyle="--")
     axis.set(
         title=f"Kept share of {len(kept):,} test images; mean (dashed) {kept.mean():.1f} %",
