@@ -53,7 +53,7 @@ test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n logical --dist worksteal
 	$(PY) tools/test_notebooks.py
 
-coverage: data  ## run the unit tests and say how many lines of each room they run (TESTS=tests/test_....py)
+coverage: data  ## run the unit tests and say how many lines of each room they run (TESTS=tests/results)
 	mkdir -p _build
 	$(PY) -m coverage erase
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m coverage run -m pytest -q -n logical --dist worksteal $(TESTS)

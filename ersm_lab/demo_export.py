@@ -103,7 +103,7 @@ def export_demo(folder: Path | None = None) -> dict[str, Any]:
     for entry, picture in zip(described, pictures, strict=True):
         written[entry["file"]] = png(picture.numpy())
     manifest = {
-        "about": "Written by `python -m ersm_lab export-demo`; tests/test_demo_export.py checks it.",
+        "about": "Written by `python -m ersm_lab export-demo`; see tests/bench/test_demo_export.py",
         "engine": described_engine,
         "networks": networks,
         "tolerance": TOLERANCE,

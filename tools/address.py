@@ -9,7 +9,7 @@ pages that it builds, so the book of a fork leads to the fork. The sources follo
     python tools/address.py --write OWNER/NAME
 
 Rewritten are the first cell of the notebooks, which installs the project in Colab, the buttons, the
-citation, README.md, and pyproject.toml. tests/test_project.py holds all of them to pyproject.toml.
+citation, README.md, and pyproject.toml. tests/book/test_project.py holds all of them to pyproject.toml.
 """
 
 from __future__ import annotations

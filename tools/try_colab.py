@@ -305,7 +305,7 @@ def main() -> int:
     if not sources:
         print("_toc.yml names no notebook that exists", file=sys.stderr)
         return 1
-    # Here as in pyproject.toml, and in the notebooks: tests/test_project.py compares.
+    # Here as in pyproject.toml, and in the notebooks: tests/book/test_project.py compares.
     address = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"][
         "url"
     ]

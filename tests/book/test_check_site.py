@@ -22,7 +22,7 @@ from ersm_lab import pages
 
 pytest_plugins = ["browser"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INTRO = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
 TEXT = "<p>A convolutional network looks at every position of an image with the same effort.</p>"
 DOT = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"

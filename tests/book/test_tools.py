@@ -25,7 +25,7 @@ from watched import STOPPED, Watch, run_side_by_side, run_watched
 
 from ersm_lab.results import records
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = "Some words, enough of them that nobody would call this page an empty one."
 PICTURE = b"a picture"
 FIGURE = hashlib.sha256(PICTURE).hexdigest() + ".png"

@@ -20,7 +20,7 @@ from teaching import chapters, places, plain, plan, sessions, student, write_pac
 
 pytest_plugins = ["browser"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

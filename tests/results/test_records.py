@@ -273,7 +273,7 @@ def test_home(tmp_path, monkeypatch):
     assert records.results_dir() == tmp_path / "here" / "data" / "results"
     assert records.results_dir(tmp_path) == tmp_path / "data" / "results"
     monkeypatch.delenv("ERSM_HOME")
-    assert records.home() == Path(__file__).resolve().parents[1]
+    assert records.home() == Path(__file__).resolve().parents[2]
     monkeypatch.setattr(records, "code_folder", lambda: tmp_path)  # as in site-packages
     monkeypatch.chdir(tmp_path.parent)
     assert records.home() == tmp_path.parent

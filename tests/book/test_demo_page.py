@@ -17,7 +17,7 @@ from ersm_lab import demo_export
 
 pytest_plugins = ["browser"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "book" / "_static"
 AXE = ROOT / "tools" / "vendor" / "axe.min.js"
 PREFIX = "some/prefix"  # the book may lie below any

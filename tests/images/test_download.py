@@ -19,7 +19,7 @@ import pytest
 
 from ersm_lab.images.download import CHUNK, Archive, fetch_archive
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pack(hello=b"hello"):

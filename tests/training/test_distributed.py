@@ -88,7 +88,7 @@ def two(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--master-addr=127.0.0.1", f"--master-port={port}", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(tests).parent), tests])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(tests).parents[1]), tests])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]

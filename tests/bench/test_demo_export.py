@@ -21,7 +21,7 @@ from ersm_lab.training import experiments, runs
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript")
 pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "book" / "_static" / "demo"
 TINY = CifarNetSettings(widths=(24, 16), depth=2, stem_channels=16)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ersm_lab.exercises import attempt
 from ersm_lab.exercises.energy_mask_layer import check_box_agreement, check_topk_gate
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "02_energy_mask_layer.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "02_energy_mask_layer.ipynb"
 CHECKS = {"agreement_by_box": check_box_agreement, "topk_gate": check_topk_gate}
 
 

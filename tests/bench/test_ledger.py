@@ -15,7 +15,7 @@ from ersm_lab.results.statistics import Difference
 from ersm_lab.suites import lambda_suite
 from ersm_lab.views.tables import NOT_RUN
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def gap(low, high, seeds=3):

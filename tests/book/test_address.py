@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from address import files, home, moved, of_remote, rewrite, written
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NEW = "some-one/their.fork"
 
 
