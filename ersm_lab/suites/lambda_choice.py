@@ -7,7 +7,7 @@ the grid goes on beyond the point where accuracy falls, and lambda is chosen fou
     fixed        that of training
     label-free   each image's own, as in `lambda_suite`
     line         one for all images of a condition: a straight line from their mean residual, fitted on
-                 noisy training images with their labels, as the published script has it
+                 noisy training images with their labels, as the paper has it
     oracle       the best of the grid on the labels of the images that are scored; under noise and on
                  clean images only. An upper bound for a common lambda, and no method
 
