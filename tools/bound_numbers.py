@@ -12,6 +12,8 @@ second part is a text that exactly one line contains, and the numbers after it c
 
     <span class="bound" title="c18 | epoch 10:">3.1</span>
 
+In a Markdown table, where a bar would end the cell, it is written `\\|`.
+
 `03_energy_terms#cell-25 | …` is a cell of another chapter. The digits that are quoted may be fewer
 than the table's. `data-absolute` on the span: the number is negative, and quoted without its sign.
 `data-live`: the output is computed in the page, so it depends on the scale and the machine; it is
@@ -48,6 +50,8 @@ SPAN = re.compile(
 )
 CLASS = re.compile(r"""class\s*=\s*["']?bound\b""")
 TITLE = re.compile(r'title="([^"]*)"')
+TABLE_ROW = re.compile(r"[ \t]*\|")
+OPEN_BAR = re.compile(r"(?<!\\)\|")
 NUMBER = re.compile(r"(?<![\w.])[+−-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.]*\d)")
 UNIT = r"(?:\s?%|[\s-](?:per\s?cent|points?|s|min|minutes?|seconds?|times)\b)"
 WORDS = "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|fifty)"
@@ -153,7 +157,7 @@ def look_up(title: str, *, page: str, root: Path) -> str:
     Raises:
         NotThereError: there is no such cell, row, column, line or number, or there are several.
     """
-    cell, *names = [part.strip() for part in unescape(title).split(" | ")]
+    cell, *names = [part.strip() for part in _plain(title).split(" | ")]
     if not names:
         raise NotThereError(f"the title {title!r} is not 'cell | row | column'")
     notebook, _, cell = cell.rpartition("#")
@@ -170,6 +174,10 @@ def look_up(title: str, *, page: str, root: Path) -> str:
     if len(found) < count:
         raise NotThereError(f"{text!r} has no number {count}")
     return found[count - 1]
+
+
+def _plain(title: str) -> str:
+    return unescape(title).replace("\\|", "|")
 
 
 def _line(output: Output, name: str) -> str:
@@ -247,6 +255,10 @@ def check(root: Path, *, live: bool = True) -> list[str]:
             found.append(text.line(0, 'a bound number is <span class="bound" title="…">1.5</span>'))
         for match in SPAN.finditer(text.source):
             quoted, marks = match["quoted"], match["marks"]
+            if TABLE_ROW.match(text.source, text.source.rfind("\n", 0, match.start()) + 1):
+                if OPEN_BAR.search(marks):
+                    told = f"quoted {quoted}: in a table write \\| for each bar of the title"
+                    found.append(text.line(match.start(), told))
             if "data-live" in marks and not live:
                 continue
             title = TITLE.search(marks)
@@ -260,7 +272,7 @@ def check(root: Path, *, live: bool = True) -> list[str]:
                 told = f"quoted {quoted!r}, which is not one number"
                 found.append(text.line(match.start(), told))
             elif not agrees(quoted, shown, absolute="data-absolute" in marks):
-                told = f"quoted {quoted}, the table says {shown} ({unescape(title[1])})"
+                told = f"quoted {quoted}, the table says {shown} ({_plain(title[1])})"
                 found.append(text.line(match.start(), told))
     return found
 

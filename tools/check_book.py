@@ -13,6 +13,7 @@ import argparse
 import binascii
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"image/svg+xml": ".svg", "image/png": ".png", "image/jpeg": ".jpg", "image/gif": ".gif"}
 # What MyST-NB prefers to a picture, if a cell's output comes in several forms.
 INTERACTIVE = {"application/vnd.jupyter.widget-view+json", "application/javascript", "text/html"}
+MARKUP = re.compile(r"</?(?:span|div|a|em|strong)\b[^>]*")  # in the text of a page
+CODE = ("code", "pre", "script", "style", "textarea", "math")
 LEAST_TEXT = 40  # characters besides the title: a page with less is empty
 LARGEST_BOOK = 40_000_000  # bytes, all files together
 LARGEST_PAGE = 3_000_000  # bytes, with its own pictures, without what pages share in _static
@@ -70,6 +73,8 @@ def check_text(page: BeautifulSoup) -> list[str]:
         found.append(f"the title {title!r} is empty or not the one of the browser's tab")
     if len(" ".join(article.get_text().split())) - len(title) < LEAST_TEXT:
         found.append("the page is empty")
+    words = (t for t in article.find_all(string=MARKUP) if not t.find_parent(CODE))
+    found += [f"shows its markup: {' '.join(text.split())[:60]}" for text in words]
     return found
 
 

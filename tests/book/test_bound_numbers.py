@@ -101,6 +101,23 @@ def test_a_wrong_number_is_reported_with_its_place(tmp_path, quoted, title, mark
     assert complaint in found
 
 
+def test_in_a_table_the_bars_of_a_title_are_escaped(tmp_path):
+    row = bound("−1.13", "table | ersm | black | mean ± sd")
+    (found,) = check(book(tmp_path / "open", f"| black | {row} |"))
+    assert "in a table write \\| for each bar" in found
+    assert (
+        check(
+            book(
+                tmp_path / "shut",
+                "| black | "
+                + row.replace("table | ersm | black |", "table \\| ersm \\| black \\|")
+                + " |",
+            )
+        )
+        == []
+    )
+
+
 def test_a_span_without_a_title_is_reported(tmp_path):
     (found,) = check(book(tmp_path, '<span class="bound">1</span>'))
     assert "'cell | row | column'" in found

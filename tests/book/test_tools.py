@@ -83,6 +83,7 @@ def test_a_picture_may_be_stored_in_its_page(site):
         ("book/intro.html", "one.html", "two.html", "two.html#top, which is missing"),
         ("book/intro.html", "#top", "#bottom", "no such place"),
         ("book/intro.html", TEXT, "", "the page is empty"),
+        ("book/intro.html", TEXT, f'{TEXT} &lt;span class="x"&gt;', "shows its markup"),
         ("book/intro.html", "<h1>", "<h2>", "no title"),
         ("book/intro.html", "<title>1. Intro", "<title>", "tab"),
         ("notebooks/one.html", "A line that rises.", "", "no text alternative"),
