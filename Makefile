@@ -19,7 +19,7 @@ VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-complete
-.PHONY: help setup data lint test coverage probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab live address clean
+.PHONY: help setup data lint types test coverage probe verify book look pdf teaching wheel release serve bench reproduce notebooks colab live address clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,9 +44,11 @@ $(STAMP): pyproject.toml
 data: $(STAMP)  ## find CIFAR-10, or download it; without it the textured shapes stand in
 	$(PY) -m ersm_lab data
 
-lint: $(STAMP)  ## check the style of code and notebooks, and the types of the core and the bench
+lint: $(STAMP)  ## check the style of code and notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+types: $(STAMP)  ## check the types of the core and the bench
 	$(PY) -m mypy
 
 test: lint data  ## lint, run the unit tests, run every notebook at smoke scale
