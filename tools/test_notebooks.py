@@ -39,6 +39,7 @@ def main() -> int:
         "ERSM_SCALE": "smoke",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a second a notebook
+        "HF_HUB_OFFLINE": "1",  # no weights are downloaded for a test
     }
     failed = []
     # A notebook run can stall for no visible reason: then it is stopped and started once more.
