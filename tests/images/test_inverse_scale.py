@@ -38,7 +38,7 @@ def difference_matrix(height, width):
 def dense_projection(u, d, closed):
     """v - A^+ A v with A the closed rows of D; u is (pixels,)."""
     a = d[closed]
-    return u - np.linalg.pinv(a) @ (a @ u) if closed.any() else u
+    return u - np.linalg.pinv(a, rcond=1e-10) @ (a @ u) if closed.any() else u
 
 
 def slow_path(x, levels, nu, kappa, alpha):
